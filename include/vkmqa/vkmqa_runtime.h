@@ -1,0 +1,141 @@
+// vkmqa runtime layer: a device, buffers and submission for programs that have no Vulkan of their own.
+// SPDX-License-Identifier: MIT
+//
+// Everything here is built from the public core (vkmqa.h) and plain Vulkan 1.1; newer features are used
+// where the driver has them and never needed. Conventions of vkmqa.h hold: structSize first, zero means
+// default, VkResult everywhere, explanations through the message callback.
+//
+// Threads: a VkmqaDevice may be used by one thread at a time unless a call says otherwise.
+#ifndef VKMQA_RUNTIME_H
+#define VKMQA_RUNTIME_H
+
+#include <vkmqa/vkmqa.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct VkmqaDevice_T* VkmqaDevice;
+typedef struct VkmqaMemory_T* VkmqaMemory;
+typedef struct VkmqaCommands_T* VkmqaCommands;
+
+// ---- Devices ---------------------------------------------------------------------------------
+
+typedef struct VkmqaDeviceProperties {
+    uint32_t structSize;
+    uint32_t index; // for the selector "INDEX"
+    char name[256];
+    char driverName[256];
+    char driverInfo[256];
+    uint8_t uuid[16];
+    VkPhysicalDeviceType type;
+    uint32_t vendorId, deviceId, apiVersion, driverVersion;
+    uint32_t driverId;            // VkDriverId, 0 where the driver does not say
+    VkDeviceSize deviceMemory;    // bytes of the largest device-local heap
+    uint32_t subgroupSize;
+    uint32_t sharedMemory;        // bytes per workgroup
+    uint32_t maxStorageRange;     // bytes, clamped to 32 bits
+    VkBool32 deviceAddresses;
+    float timestampPeriod;        // ns per tick; 0 where the queue has no timestamps
+} VkmqaDeviceProperties;
+
+// Lists the Vulkan devices of this machine in the loader's order. properties may be null to count. The
+// loader is opened at run time. Errors: VK_ERROR_INCOMPATIBLE_DRIVER where there is no Vulkan loader or
+// driver; VK_INCOMPLETE when count was too small.
+VKMQA_API VkResult vkmqaListDevices(uint32_t* count, VkmqaDeviceProperties* properties,
+                                    VkmqaMessageCallback messageCallback, void* messageUserData);
+
+typedef struct VkmqaDeviceOpenInfo {
+    uint32_t structSize;
+    // "auto" (default): the discrete GPU with the most memory, then integrated, virtual, CPU;
+    // "INDEX" a decimal index of vkmqaListDevices; "name:TEXT" a part of the name, any case;
+    // "uuid:HEX" 32 hexadecimal digits, dashes allowed; "type:discrete|integrated|virtual|cpu".
+    // An ambiguous name takes the first; one that fits nothing is
+    // VK_ERROR_INITIALIZATION_FAILED with a message that lists what there is.
+    const char* selector;
+    VkBool32 portableOnly;         // enable nothing beyond Vulkan 1.1, to see what such a device does
+    VkBool32 skipVerification;     // do not run vkmqaVerifyAttention in vkmqaDeviceCreateAttention
+    const void* pipelineCacheData; // optional initial contents of the VkPipelineCache
+    size_t pipelineCacheSize;
+    VkmqaMessageCallback messageCallback;
+    void* messageUserData;
+} VkmqaDeviceOpenInfo;
+
+// Creates an instance, a device with what vkmqaGetDeviceRequirements asks for, a compute queue, a
+// transfer queue where there is one of its own, and a context.
+VKMQA_API VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device);
+// Waits for the device, destroys it and everything it owns. Null is ignored. Attention objects,
+// memories and commands made from it must have been destroyed.
+VKMQA_API void vkmqaCloseDevice(VkmqaDevice device);
+
+VKMQA_API VkResult vkmqaGetDeviceProperties(VkmqaDevice device, VkmqaDeviceProperties* properties);
+VKMQA_API VkmqaContext vkmqaGetDeviceContext(VkmqaDevice device);
+
+// The Vulkan objects beneath, for programs that outgrow this layer.
+typedef struct VkmqaDeviceHandles {
+    uint32_t structSize;
+    VkInstance instance;
+    VkPhysicalDevice physicalDevice;
+    VkDevice device;
+    VkQueue computeQueue, transferQueue; // the same queue where the device has only one
+    uint32_t computeFamily, transferFamily;
+    PFN_vkGetInstanceProcAddr getInstanceProcAddr;
+    VkPipelineCache pipelineCache;
+} VkmqaDeviceHandles;
+VKMQA_API VkResult vkmqaGetDeviceHandles(VkmqaDevice device, VkmqaDeviceHandles* handles);
+
+// vkmqaCreateAttention, then vkmqaVerifyAttention: kernels that answer wrongly on this driver are
+// avoided and named in a warning, until a set of kernels passes or none is left
+// (VK_ERROR_FEATURE_NOT_PRESENT). The object is destroyed with vkmqaDestroyAttention.
+VKMQA_API VkResult vkmqaDeviceCreateAttention(VkmqaDevice device,
+                                              const VkmqaAttentionCreateInfo* info,
+                                              VkmqaAttention* attention);
+
+// ---- Memory ----------------------------------------------------------------------------------
+
+typedef enum VkmqaMemoryKind {
+    VKMQA_MEMORY_DEVICE = 0,   // device-local; filled and read through vkmqaUpload and vkmqaDownload
+    VKMQA_MEMORY_UPLOAD = 1,   // host-visible and coherent, mapped, for metadata written every step
+    VKMQA_MEMORY_DOWNLOAD = 2, // host-visible and coherent, cached where possible, mapped
+    VKMQA_MEMORY_KIND_MAX_ENUM = 0x7FFFFFFF
+} VkmqaMemoryKind;
+
+// One VkBuffer with memory of its own: usable as storage, as source and target of copies, and by device
+// address where the device has them. Size 0 is an error.
+VKMQA_API VkResult vkmqaCreateMemory(VkmqaDevice device, VkmqaMemoryKind kind, VkDeviceSize size,
+                                     VkmqaMemory* memory);
+VKMQA_API void vkmqaDestroyMemory(VkmqaMemory memory);
+// The range [offset, offset + size) for vkmqa.h's structs; size 0 = to the end. A range outside the
+// memory gives an all-zero VkmqaBuffer.
+VKMQA_API VkmqaBuffer vkmqaGetMemoryRange(VkmqaMemory memory, VkDeviceSize offset, VkDeviceSize size);
+// Host address, or null for VKMQA_MEMORY_DEVICE.
+VKMQA_API void* vkmqaGetMemoryPointer(VkmqaMemory memory);
+
+// Copies between host and device memory and waits, through staging buffers and the transfer queue where
+// there is one. Any size and any kind of memory; offsets and sizes are multiples of 4 bytes.
+VKMQA_API VkResult vkmqaUpload(VkmqaMemory memory, VkDeviceSize offset, const void* data,
+                               VkDeviceSize size);
+VKMQA_API VkResult vkmqaDownload(VkmqaMemory memory, VkDeviceSize offset, void* data,
+                                 VkDeviceSize size);
+
+// ---- Commands --------------------------------------------------------------------------------
+
+// A command buffer, its fence, its VkmqaRecorder and two timestamps. Begin, record with vkmqaCmd calls
+// into vkmqaGetCommandBuffer, submit, wait; it may be submitted again without recording.
+VKMQA_API VkResult vkmqaCreateCommands(VkmqaDevice device, VkmqaCommands* commands);
+VKMQA_API void vkmqaDestroyCommands(VkmqaCommands commands); // waits if pending; null is ignored
+VKMQA_API VkResult vkmqaBeginCommands(VkmqaCommands commands); // drops what was recorded
+VKMQA_API VkCommandBuffer vkmqaGetCommandBuffer(VkmqaCommands commands);
+VKMQA_API VkmqaRecorder vkmqaGetCommandsRecorder(VkmqaCommands commands);
+VKMQA_API VkResult vkmqaSubmitCommands(VkmqaCommands commands);
+// VK_TIMEOUT when it has not finished; VK_ERROR_DEVICE_LOST is sticky for the device.
+VKMQA_API VkResult vkmqaWaitCommands(VkmqaCommands commands, uint64_t timeoutNs);
+// Time between begin and end on the device, in seconds, of the last finished submission; 0 where the
+// queue has no timestamps.
+VKMQA_API double vkmqaGetCommandsTime(VkmqaCommands commands);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

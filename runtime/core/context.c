@@ -1,0 +1,218 @@
+// The imported device. SPDX-License-Identifier: MIT
+#include "context.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+_Static_assert(VKMQA_BAD_PAGE == VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT &&
+                   VKMQA_BAD_LENGTH == VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT &&
+                   VKMQA_BAD_QUERY_RANGE == VKMQA_STATUS_QUERY_RANGE_BIT &&
+                   VKMQA_BAD_SLOT == VKMQA_STATUS_SLOT_OUT_OF_RANGE_BIT &&
+                   VKMQA_F32 == VKMQA_TYPE_F32 && VKMQA_F16 == VKMQA_TYPE_F16,
+               "shaders/shared.h speaks the public header's numbers");
+
+uint32_t vkmqaGetVersion(void) { return VKMQA_VERSION; }
+
+void* vkmqa_allocate(const VkAllocationCallbacks* allocator, size_t size) {
+    if (!allocator)
+        return calloc(1, size);
+    void* memory = allocator->pfnAllocation(allocator->pUserData, size, sizeof(void*) * 2,
+                                            VK_SYSTEM_ALLOCATION_SCOPE_OBJECT);
+    if (memory)
+        memset(memory, 0, size);
+    return memory;
+}
+
+void vkmqa_free(const VkAllocationCallbacks* allocator, void* memory) {
+    if (!allocator)
+        free(memory);
+    else if (memory)
+        allocator->pfnFree(allocator->pUserData, memory);
+}
+
+bool vkmqa_read_struct(const void* given, void* known, uint32_t knownSize, uint32_t minSize,
+                       const char* name, struct VkmqaProblem* problem) {
+    memset(known, 0, knownSize);
+    if (!given) {
+        vkmqa_problem(problem, "%s is null; give a filled struct", name);
+        return false;
+    }
+    uint32_t size;
+    memcpy(&size, given, sizeof size);
+    if (size < minSize) {
+        vkmqa_problem(problem, "%s.structSize is %u; set it to sizeof of the struct, at least %u",
+                      name, size, minSize);
+        return false;
+    }
+    // A size beyond any struct of this library's future is a mistake, not a newer caller.
+    if (size > knownSize + 4096) {
+        vkmqa_problem(problem, "%s.structSize is %u; set it to sizeof of the struct, here %u", name,
+                      size, knownSize);
+        return false;
+    }
+    memcpy(known, given, size < knownSize ? size : knownSize);
+    for (uint32_t i = knownSize; i < size; ++i)
+        if (((const unsigned char*)given)[i] != 0) {
+            vkmqa_problem(problem, "%s.structSize is %u and byte %u is set; this version knows %u "
+                                   "bytes, and what it does not know must be zero", name, size, i,
+                          knownSize);
+            return false;
+        }
+    return true;
+}
+
+bool vkmqa_open_output(void* output, uint32_t knownSize, uint32_t minSize, const char* name,
+                       struct VkmqaProblem* problem) {
+    if (!output) {
+        vkmqa_problem(problem, "%s is null; give a struct to fill", name);
+        return false;
+    }
+    uint32_t size;
+    memcpy(&size, output, sizeof size);
+    if (size < minSize) {
+        vkmqa_problem(problem, "%s.structSize is %u; set it to sizeof of the struct, at least %u",
+                      name, size, minSize);
+        return false;
+    }
+    memset((char*)output + sizeof size, 0, (size < knownSize ? size : knownSize) - sizeof size);
+    return true;
+}
+
+static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice physicalDevice,
+                      uint32_t apiVersion, const struct VkmqaEnabled* enabled,
+                      struct VkmqaCaps* caps) {
+    VkPhysicalDeviceSubgroupSizeControlProperties sizes = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES};
+    VkPhysicalDeviceDriverProperties driver = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
+    VkPhysicalDeviceSubgroupProperties subgroup = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES};
+    VkPhysicalDeviceProperties2 properties = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &subgroup};
+    if (apiVersion >= VK_API_VERSION_1_2)
+        subgroup.pNext = &driver;
+    if (enabled->subgroupSizeControl) {
+        sizes.pNext = subgroup.pNext;
+        subgroup.pNext = &sizes;
+    }
+    context->vk.GetPhysicalDeviceProperties2(physicalDevice, &properties);
+    const VkPhysicalDeviceLimits* limits = &properties.properties.limits;
+    *caps = (struct VkmqaCaps){
+        .type = properties.properties.deviceType,
+        .vendorId = properties.properties.vendorID,
+        .driverId = (uint32_t)driver.driverID,
+        .driverVersion = properties.properties.driverVersion,
+        .apiVersion = apiVersion,
+        .deviceAddress = enabled->deviceAddress && context->vk.GetBufferDeviceAddress,
+        .pushDescriptor = enabled->pushDescriptor && context->vk.CmdPushDescriptorSetKHR,
+        .subgroupShuffle = (subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
+                           (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_SHUFFLE_BIT),
+        .subgroupSizeControl = enabled->subgroupSizeControl &&
+                               (sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT),
+        .computeFullSubgroups = enabled->computeFullSubgroups,
+        .subgroupSize = subgroup.subgroupSize,
+        .minSubgroupSize = sizes.minSubgroupSize,
+        .maxSubgroupSize = sizes.maxSubgroupSize,
+        .maxInvocations = limits->maxComputeWorkGroupInvocations,
+        .sharedMemory = limits->maxComputeSharedMemorySize,
+        .storageBuffersPerStage = limits->maxPerStageDescriptorStorageBuffers,
+        .maxStorageRange = limits->maxStorageBufferRange,
+        .storageAlignment = limits->minStorageBufferOffsetAlignment,
+    };
+    memcpy(caps->maxGroupCount, limits->maxComputeWorkGroupCount, sizeof caps->maxGroupCount);
+    if (limits->maxComputeWorkGroupSize[0] < caps->maxInvocations)
+        caps->maxInvocations = limits->maxComputeWorkGroupSize[0];
+    if (caps->storageAlignment < 16)
+        caps->storageAlignment = 16;
+}
+
+VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* result) {
+    if (result)
+        *result = NULL;
+    VkmqaContextCreateInfo info;
+    struct VkmqaProblem problem;
+    struct VkmqaContext_T early = {0}; // carries the callback until the context exists
+    bool read = vkmqa_read_struct(given, &info, sizeof info, sizeof info, "info", &problem);
+    early.messageCallback = info.messageCallback;
+    early.messageUserData = info.messageUserData;
+    if (!read)
+        return vkmqa_fail(&early, VK_ERROR_VALIDATION_FAILED_EXT, "%s", problem.text);
+#define NEED(condition, what)                                                                      \
+    if (!(condition))                                                                              \
+        return vkmqa_fail(&early, VK_ERROR_VALIDATION_FAILED_EXT, "%s", what);
+    NEED(result, "context is null; give a place for the handle")
+    NEED(info.instance, "info.instance is null; give the instance of the device")
+    NEED(info.physicalDevice, "info.physicalDevice is null; give the device's physical device")
+    NEED(info.device, "info.device is null; give the device to import")
+    NEED(info.getInstanceProcAddr, "info.getInstanceProcAddr is null; give vkGetInstanceProcAddr")
+    NEED(info.enabledExtensionCount == 0 || info.enabledExtensions,
+         "info.enabledExtensions is null; give enabledExtensionCount names")
+    NEED(info.enabledExtensionCount <= 4096, "info.enabledExtensionCount is over 4096; give the "
+                                             "number of names in enabledExtensions")
+    NEED(!info.allocator || (info.allocator->pfnAllocation && info.allocator->pfnReallocation &&
+                             info.allocator->pfnFree),
+         "info.allocator lacks a function; give all three of allocation, reallocation and free")
+#undef NEED
+
+    struct VkmqaContext_T* context = vkmqa_allocate(info.allocator, sizeof *context);
+    if (!context)
+        return vkmqa_fail(&early, VK_ERROR_OUT_OF_HOST_MEMORY, "no memory for the context");
+    context->messageCallback = info.messageCallback;
+    context->messageUserData = info.messageUserData;
+    context->device = info.device;
+    context->pipelineCache = info.pipelineCache;
+    context->hasAllocator = info.allocator != NULL;
+    if (info.allocator)
+        context->allocator = *info.allocator;
+
+    const char* missing = "";
+    VkResult error =
+        vkmqa_load_instance(&context->vk, info.instance, info.getInstanceProcAddr, &missing);
+    if (error == VK_SUCCESS)
+        error = vkmqa_load_device(&context->vk, info.device, &missing);
+    if (error != VK_SUCCESS) {
+        vkmqa_fail(context, error, "info.getInstanceProcAddr has no %s: the device is no Vulkan 1.1 "
+                                   "device", missing);
+    } else {
+        VkPhysicalDeviceProperties properties;
+        context->vk.GetPhysicalDeviceProperties(info.physicalDevice, &properties);
+        uint32_t version =
+            info.apiVersion < properties.apiVersion ? info.apiVersion : properties.apiVersion;
+        if (version < VK_API_VERSION_1_1) {
+            error = vkmqa_fail(context, VK_ERROR_INCOMPATIBLE_DRIVER,
+                               "info.apiVersion is %u.%u and the device's %u.%u; both must be 1.1 "
+                               "or newer", VK_API_VERSION_MAJOR(info.apiVersion),
+                               VK_API_VERSION_MINOR(info.apiVersion),
+                               VK_API_VERSION_MAJOR(properties.apiVersion),
+                               VK_API_VERSION_MINOR(properties.apiVersion));
+        } else {
+            struct VkmqaEnabled enabled;
+            vkmqa_read_enabled(version, info.enabledExtensionCount, info.enabledExtensions,
+                               info.enabledFeatures, &enabled);
+            read_caps(context, info.physicalDevice, version, &enabled, &context->caps);
+            if (!context->caps.deviceAddress && context->caps.storageBuffersPerStage < VKMQA_BIND_COUNT)
+                error = vkmqa_fail(context, VK_ERROR_FEATURE_NOT_PRESENT,
+                                   "the device has %u storage buffers per shader stage and "
+                                   "bufferDeviceAddress is not enabled; needs either the feature or "
+                                   "%d", context->caps.storageBuffersPerStage, VKMQA_BIND_COUNT);
+            else
+                error = vkmqa_create_layouts(context);
+        }
+    }
+    if (error != VK_SUCCESS) {
+        vkmqa_free(info.allocator, context);
+        return error;
+    }
+    context->magic = VKMQA_MAGIC_CONTEXT;
+    *result = context;
+    return VK_SUCCESS;
+}
+
+void vkmqaDestroyContext(VkmqaContext context) {
+    if (!vkmqa_is_context(context))
+        return;
+    vkmqa_destroy_layouts(context);
+    context->magic = 0;
+    VkAllocationCallbacks allocator = context->allocator; // the struct goes with the memory
+    vkmqa_free(context->hasAllocator ? &allocator : NULL, context);
+}

@@ -1,0 +1,101 @@
+// The handles and what they hold. SPDX-License-Identifier: MIT
+#ifndef VKMQA_CONTEXT_H
+#define VKMQA_CONTEXT_H
+
+#include "../vk_table.h"
+#include "internal.h"
+
+// The first word of every handle, so that a null, stale or foreign pointer given by mistake is told.
+enum {
+    VKMQA_MAGIC_CONTEXT = 0x566b4374,
+    VKMQA_MAGIC_ATTENTION = 0x566b4174,
+    VKMQA_MAGIC_RECORDER = 0x566b5264,
+};
+
+struct VkmqaContext_T {
+    uint32_t magic;
+    struct VkmqaVk vk;
+    VkDevice device;
+    struct VkmqaCaps caps;
+    bool hasAllocator;
+    VkAllocationCallbacks allocator;
+    VkPipelineCache pipelineCache;
+    VkmqaMessageCallback messageCallback;
+    void* messageUserData;
+    VkDescriptorSetLayout setLayout;     // VKMQA_BIND_COUNT storage buffers
+    VkPipelineLayout bindLayout;         // set 0 and push constants
+    VkPipelineLayout addressLayout;      // push constants alone
+};
+
+struct VkmqaAttention_T {
+    uint32_t magic;
+    struct VkmqaContext_T* context;
+    struct VkmqaShape shape;
+    struct VkmqaChoice choice;
+    VkPipeline attention[VKMQA_MAX_CANDIDATES];
+    VkPipeline append, merge;
+};
+
+struct VkmqaRecorder_T {
+    uint32_t magic;
+    struct VkmqaContext_T* context;
+    VkDescriptorPool pool;
+    uint32_t setCount, setsUsed;
+};
+
+static inline const VkAllocationCallbacks* vkmqa_allocator(const struct VkmqaContext_T* context) {
+    return context->hasAllocator ? &context->allocator : NULL;
+}
+void* vkmqa_allocate(const VkAllocationCallbacks* allocator, size_t size); // zeroed; null when out
+void vkmqa_free(const VkAllocationCallbacks* allocator, void* memory);
+
+void vkmqa_message(const struct VkmqaContext_T* context, VkmqaSeverity severity,
+                   const char* format, ...)
+#ifdef __GNUC__
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+// Sends the message as an error and returns result.
+VkResult vkmqa_fail(const struct VkmqaContext_T* context, VkResult result, const char* format, ...)
+#ifdef __GNUC__
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+
+static inline bool vkmqa_is_context(VkmqaContext context) {
+    return context && context->magic == VKMQA_MAGIC_CONTEXT;
+}
+static inline bool vkmqa_is_attention(VkmqaAttention attention) {
+    return attention && attention->magic == VKMQA_MAGIC_ATTENTION;
+}
+
+// Info structs grow at their end. Copies the known part of `given` into `known` (whose size is knownSize,
+// zeroing what an older caller does not give) and refuses a non-zero unknown tail. Both start with
+// structSize. minSize: the size of the struct's first published version.
+bool vkmqa_read_struct(const void* given, void* known, uint32_t knownSize, uint32_t minSize,
+                       const char* name, struct VkmqaProblem* problem);
+// Checks an output struct's structSize: at least minSize. Clears what both sides know but structSize.
+bool vkmqa_open_output(void* output, uint32_t knownSize, uint32_t minSize, const char* name,
+                       struct VkmqaProblem* problem);
+
+// requirements.c: what the feature chain and extension list say.
+struct VkmqaEnabled {
+    bool deviceAddress;
+    bool pushDescriptor;
+    bool subgroupSizeControl, computeFullSubgroups;
+};
+void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,
+                        const VkPhysicalDeviceFeatures2* features, struct VkmqaEnabled* enabled);
+
+// pipeline.c
+VkResult vkmqa_create_layouts(struct VkmqaContext_T* context);
+void vkmqa_destroy_layouts(struct VkmqaContext_T* context);
+VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention);
+void vkmqa_destroy_pipelines(struct VkmqaAttention_T* attention);
+
+// record.c: vkmqaCmdAttention with a plan of the caller's making.
+VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
+                                VkCommandBuffer commandBuffer, const VkmqaAttentionInfo* info,
+                                const VkmqaStep* step, const VkmqaStepLimits* limits, const struct VkmqaPlan* plan);
+
+#endif

@@ -1,0 +1,17 @@
+// Descriptors of the portable tier: pushed where enabled, else from a VkmqaRecorder.
+// SPDX-License-Identifier: MIT
+#ifndef VKMQA_RECORDER_H
+#define VKMQA_RECORDER_H
+
+#include "context.h"
+
+// Whether `sets` more can be had; the message says why not.
+VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
+                              uint32_t sets);
+// Leaves sets untouched where descriptors are pushed.
+VkResult vkmqa_make_sets(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
+                         uint32_t count, VkDescriptorSet* sets);
+void vkmqa_bind_buffers(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer,
+                        VkDescriptorSet set, const VkDescriptorBufferInfo buffers[VKMQA_BIND_COUNT]);
+
+#endif

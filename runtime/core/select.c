@@ -1,0 +1,197 @@
+// Which kernels a device and a shape get: one table of data, first match wins, the last rows fit every
+// device. Pure C. SPDX-License-Identifier: MIT
+#include "internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "vkmqa_shader_ids.h"
+
+#define LAVAPIPE VK_DRIVER_ID_MESA_LLVMPIPE
+#define MESA(major, minor) VK_MAKE_API_VERSION(0, major, minor, 0)
+
+// Zero in a condition means any.
+struct VkmqaKernel {
+    const char* name;
+    VkmqaTier tier;
+    uint32_t shader;
+    // Conditions.
+    bool cpu;                  // devices of type CPU only
+    uint32_t driverId;         // of this driver only,
+    uint32_t minDriverVersion; // from this version on
+    uint32_t minSubgroup, maxSubgroup;
+    uint32_t maxHeadDim;
+    // Sizes.
+    uint32_t rows;       // rows of a tile
+    uint32_t invocations; // of a workgroup; 0 = one subgroup
+    uint32_t cluster;    // most lanes that share one token's row
+    uint32_t block;      // tokens of a shared-memory tile
+    uint32_t splitSize;
+    uint32_t workgroups; // enough to fill such devices
+    const char* reason;
+};
+
+// The row's number is the kernel's bit in avoidKernels. Within a tier, rows that differ in `rows` stand
+// beside each other: a call takes the fewest that hold a sequence's rows, or else the most.
+static const struct VkmqaKernel kernels[] = {
+#define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
+#define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
+    // clang-format off
+    // name         tier                  shader                        cpu    driver    from        sg min max dim  rows inv clu blk split  wgs
+    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM,     true,  0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-stream-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM,     true,  0,        0,           4, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
+    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
+    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
+    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE},
+    // clang-format on
+#undef STREAM
+#undef TILE
+};
+enum { KERNEL_COUNT = sizeof kernels / sizeof kernels[0] };
+_Static_assert(KERNEL_COUNT <= 64, "one bit of avoidKernels each");
+
+uint32_t vkmqa_kernel_count(void) { return KERNEL_COUNT; }
+
+static const char* tier_name(VkmqaTier tier) {
+    static const char* const names[] = {"auto", "portable", "subgroup", "cpu"};
+    return names[tier];
+}
+
+// Null when the device can run the kernel for the shape, or else what it lacks.
+static const char* find_lack(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps,
+                             const struct VkmqaShape* shape) {
+    uint32_t dim = shape->headDimQk > shape->headDimV ? shape->headDimQk : shape->headDimV;
+    if (kernel->cpu && caps->type != VK_PHYSICAL_DEVICE_TYPE_CPU)
+        return "a driver that runs on the CPU";
+    if (kernel->driverId &&
+        (kernel->driverId != caps->driverId || caps->driverVersion < kernel->minDriverVersion))
+        return "another driver, or a newer version of it";
+    if (kernel->tier == VKMQA_TIER_PORTABLE) {
+        if (caps->storageBuffersPerStage < VKMQA_BIND_COUNT)
+            return "more storage buffers per shader stage";
+    } else {
+        if (!caps->deviceAddress)
+            return "the feature bufferDeviceAddress";
+        if (!caps->subgroupShuffle)
+            return "subgroup shuffles in compute shaders";
+        if (caps->subgroupSize < kernel->minSubgroup || caps->subgroupSize > kernel->maxSubgroup)
+            return "another subgroup size";
+    }
+    if (dim > kernel->maxHeadDim)
+        return "smaller head dims";
+    return NULL;
+}
+
+static uint32_t power_of_two_from(uint32_t value) {
+    uint32_t power = 1;
+    while (power < value)
+        power *= 2;
+    return power;
+}
+
+static uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
+static uint32_t max_of(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
+static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+                   struct VkmqaCandidate* candidate) {
+    const struct VkmqaKernel* kernel = &kernels[index];
+    bool subgroups = kernel->tier != VKMQA_TIER_PORTABLE;
+    *candidate = (struct VkmqaCandidate){
+        .kernel = index,
+        .name = kernel->name,
+        .reason = kernel->reason,
+        .tier = kernel->tier,
+        .shader = kernel->shader,
+        .bind = kernel->tier == VKMQA_TIER_PORTABLE,
+        .rows = kernel->rows,
+        .block = kernel->block ? kernel->block : 1,
+        .cluster = 1,
+        .subgroupSize = subgroups ? caps->subgroupSize : 0,
+        .splitSize = kernel->splitSize,
+        .workgroups = kernel->workgroups,
+    };
+    candidate->workgroupSize = kernel->invocations;
+    if (subgroups) {
+        uint32_t eights = max_of(shape->headDimQk, shape->headDimV) / 8;
+        candidate->cluster =
+            min_of(min_of(kernel->cluster, caps->subgroupSize), power_of_two_from(eights));
+        candidate->workgroupSize =
+            max_of(min_of(kernel->invocations, caps->maxInvocations) / caps->subgroupSize, 1) *
+            caps->subgroupSize;
+    }
+    uint32_t quadsK = shape->headDimQk / 4, quadsV = shape->headDimV / 4;
+    if (kernel->shader == VKMQA_SHADER_ATTN_TILE_BIND) // see the shared arrays of attn_tile.comp
+        candidate->sharedMemory = 16 * kernel->rows * quadsK + 4 * kernel->rows * kernel->block +
+                                  12 * kernel->block + 12 * kernel->rows;
+    else if (candidate->workgroupSize > caps->subgroupSize) // attn_stream.comp
+        candidate->sharedMemory = 16 * quadsV + 8 * candidate->workgroupSize / caps->subgroupSize;
+    return candidate->sharedMemory <= caps->sharedMemory &&
+           candidate->workgroupSize <= caps->maxInvocations;
+}
+
+// Drops candidates that no call can take: a sequence has a multiple of `ratio` rows, and a call takes the
+// first candidate with at least that many, or the last.
+static void drop_unreachable(struct VkmqaChoice* choice, uint32_t ratio) {
+    uint32_t kept = 0, below = 0; // rows of the candidate before
+    for (uint32_t i = 0; i < choice->count; ++i) {
+        uint32_t rows = choice->candidates[i].rows;
+        uint32_t fits = rows / ratio * ratio; // the most rows of a sequence that it holds
+        if (fits > below || i + 1 == choice->count)
+            choice->candidates[kept++] = choice->candidates[i];
+        below = rows;
+    }
+    choice->count = kept;
+}
+
+static void sort_by_rows(struct VkmqaChoice* choice) {
+    for (uint32_t i = 1; i < choice->count; ++i)
+        for (uint32_t j = i; j > 0 && choice->candidates[j].rows < choice->candidates[j - 1].rows; --j) {
+            struct VkmqaCandidate swap = choice->candidates[j];
+            choice->candidates[j] = choice->candidates[j - 1];
+            choice->candidates[j - 1] = swap;
+        }
+}
+
+VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+                      struct VkmqaChoice* choice, struct VkmqaProblem* problem) {
+    *choice = (struct VkmqaChoice){0};
+    const char* lack = NULL; // of the last kernel that could not be taken
+    VkmqaTier tier = shape->tier;
+    for (uint32_t i = 0; i < KERNEL_COUNT && choice->count < VKMQA_MAX_CANDIDATES; ++i) {
+        if (tier != VKMQA_TIER_AUTO && kernels[i].tier != tier)
+            continue;
+        const char* missing = find_lack(&kernels[i], caps, shape);
+        if (!missing && shape->avoidKernels >> i & 1)
+            missing = "kernels that avoidKernels does not name";
+        struct VkmqaCandidate* candidate = &choice->candidates[choice->count];
+        if (!missing && !settle(i, caps, shape, candidate))
+            missing = "larger workgroups or more shared memory";
+        if (missing) {
+            lack = missing;
+            continue;
+        }
+        bool have = false;
+        for (uint32_t j = 0; j < choice->count; ++j)
+            have |= choice->candidates[j].rows == candidate->rows;
+        if (have)
+            continue;
+        ++choice->count;
+        tier = kernels[i].tier; // the other candidates are of the first one's tier
+    }
+    if (choice->count == 0) {
+        vkmqa_problem(problem, "tier is %s: no kernel of it runs on this device as it was created; "
+                               "it needs %s", tier_name(shape->tier), lack);
+        return VK_ERROR_FEATURE_NOT_PRESENT;
+    }
+    sort_by_rows(choice);
+    drop_unreachable(choice, shape->ratio);
+    choice->bind = choice->candidates[0].bind;
+    choice->appendShader = choice->bind ? VKMQA_SHADER_APPEND_KV_BIND : VKMQA_SHADER_APPEND_KV;
+    choice->mergeShader = choice->bind ? VKMQA_SHADER_ATTN_MERGE_BIND : VKMQA_SHADER_ATTN_MERGE;
+    // CPU drivers run a workgroup as one loop over subgroups: small ones cost them nothing.
+    bool cpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    choice->appendWorkgroupSize = cpu ? max_of(caps->subgroupSize, 4) : 64;
+    choice->mergeWorkgroupSize = cpu ? max_of(caps->subgroupSize, 4) : 32;
+    return VK_SUCCESS;
+}

@@ -1,0 +1,157 @@
+// What the files of the runtime layer share. The layer uses plain Vulkan and the public core calls
+// only. SPDX-License-Identifier: MIT
+#ifndef VKMQA_DEVICE_H
+#define VKMQA_DEVICE_H
+
+#include <vkmqa/vkmqa_runtime.h>
+
+#include "vk_table.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define VKMQA_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define VKMQA_PRINTF(text, first)
+#endif
+
+// First word of every handle, so that a null or mixed-up handle is an error and not a crash.
+// Cleared at destruction, which catches many uses of a dead handle, though not all.
+enum {
+    VKMQA_MAGIC_DEVICE = 0x44514D56,
+    VKMQA_MAGIC_MEMORY = 0x4D514D56,
+    VKMQA_MAGIC_COMMANDS = 0x43514D56,
+};
+
+// ---- message.c -------------------------------------------------------------------------------
+
+struct VkmqaMessenger {
+    VkmqaMessageCallback callback; // may be null
+    void* userData;
+};
+
+void vkmqa_device_say(const struct VkmqaMessenger* messenger, VkmqaSeverity severity,
+                      const char* format, ...) VKMQA_PRINTF(3, 4);
+// Says it with VKMQA_SEVERITY_ERROR and returns result.
+VkResult vkmqa_device_fail(const struct VkmqaMessenger* messenger, VkResult result,
+                           const char* format, ...) VKMQA_PRINTF(3, 4);
+const char* vkmqa_result_name(VkResult result);
+
+// Info structs: copies size bytes of info to copy, after checking structSize and the unknown tail.
+VkResult vkmqa_read_info(const struct VkmqaMessenger* messenger, const char* call, const char* type,
+                         const void* info, void* copy, uint32_t size);
+// Structs the library fills: checks target's structSize, copies source, keeps structSize, clears
+// the unknown tail.
+VkResult vkmqa_check_output(const struct VkmqaMessenger* messenger, const char* call,
+                            const char* type, const void* target, uint32_t size);
+void vkmqa_write_output(void* target, const void* source, uint32_t size);
+
+// Id of this process; 0 where processes cannot fork.
+long vkmqa_process_id(void);
+
+// ---- loader.c --------------------------------------------------------------------------------
+
+struct VkmqaLoader {
+    void* library; // libvulkan, opened at run time
+    PFN_vkGetInstanceProcAddr getInstanceProcAddr;
+    VkInstance instance;
+    uint32_t apiVersion; // of the instance
+    struct VkmqaVk vk;
+};
+
+// Opens the Vulkan loader and makes an instance of the highest version up to maxApiVersion. On
+// failure nothing is left open.
+VkResult vkmqa_open_loader(const struct VkmqaMessenger* messenger, const char* call,
+                           uint32_t maxApiVersion, struct VkmqaLoader* loader);
+void vkmqa_close_loader(struct VkmqaLoader* loader);
+
+// ---- list.c ----------------------------------------------------------------------------------
+
+struct VkmqaPhysical {
+    VkPhysicalDevice handle;
+    VkmqaDeviceProperties properties;
+    bool usable; // Vulkan 1.1 and a compute queue
+    bool portabilitySubset;
+    uint32_t computeFamily, transferFamily; // equal where there is no transfer queue of its own
+    uint32_t timestampBits;                 // valid bits on the compute family
+};
+
+// All devices of the machine in the loader's order; *physicals is the caller's to free().
+VkResult vkmqa_list_physicals(const struct VkmqaMessenger* messenger, const char* call,
+                              const struct VkmqaLoader* loader, struct VkmqaPhysical** physicals,
+                              uint32_t* count);
+
+// ---- select.c --------------------------------------------------------------------------------
+
+// The device that VkmqaDeviceOpenInfo::selector means.
+VkResult vkmqa_select_physical(const struct VkmqaMessenger* messenger, const char* call,
+                               const char* selector, const struct VkmqaPhysical* physicals,
+                               uint32_t count, const struct VkmqaPhysical** selected);
+
+// ---- open.c ----------------------------------------------------------------------------------
+
+struct VkmqaTransfer;
+
+struct VkmqaDevice_T {
+    uint32_t magic;
+    bool lost;      // sticky
+    bool hung;      // lost because a queue never became idle: waiting would not end
+    long processId; // of the process that opened it
+    struct VkmqaMessenger messenger;
+    struct VkmqaLoader loader; // with the device functions in loader.vk
+    struct VkmqaPhysical physical;
+    VkPhysicalDeviceMemoryProperties memoryProperties;
+    VkDevice handle;
+    VkQueue computeQueue, transferQueue;
+    VkFence idleFence; // for waiting with a limit, which vkDeviceWaitIdle does not offer
+    VkPipelineCache pipelineCache;
+    VkmqaContext context;
+    uint64_t waitLimitNs; // of every wait whose limit the caller did not choose
+    bool deviceAddresses;
+    bool skipVerification;
+    uint32_t memoryCount, commandsCount;
+    struct VkmqaTransfer* transfer; // made at the first upload or download
+};
+
+bool vkmqa_is_device(VkmqaDevice device);
+// Whether call may use the device: not null, not of the parent process, not lost.
+VkResult vkmqa_check_device(VkmqaDevice device, const char* call);
+// Passes on what the Vulkan function `what` returned; explains errors and remembers a lost device.
+VkResult vkmqa_device_result(VkmqaDevice device, VkResult result, const char* call,
+                             const char* what);
+// Waits until both queues are idle, up to the wait limit. Everything may be destroyed after
+// VK_SUCCESS, which a lost device gives too; after any other result nothing that was submitted may.
+VkResult vkmqa_drain_device(VkmqaDevice device, const char* call);
+
+// ---- memory.c --------------------------------------------------------------------------------
+
+struct VkmqaMemory_T {
+    uint32_t magic;
+    VkmqaMemoryKind kind;
+    VkmqaDevice device;
+    VkBuffer buffer;
+    VkDeviceMemory memory;
+    VkDeviceSize size;
+    VkDeviceAddress address; // 0 without device addresses
+    void* mapped;            // null for VKMQA_MEMORY_DEVICE
+};
+
+bool vkmqa_is_memory(VkmqaMemory memory);
+// vkmqaCreateMemory and vkmqaDestroyMemory without the counting, for the layer's own buffers.
+VkResult vkmqa_make_memory(VkmqaDevice device, const char* call, VkmqaMemoryKind kind,
+                           VkDeviceSize size, VkmqaMemory* memory);
+void vkmqa_free_memory(VkmqaMemory memory);
+
+// ---- transfer.c ------------------------------------------------------------------------------
+
+// Waits for copies that an earlier call gave up on. True when none is left pending.
+bool vkmqa_transfers_done(VkmqaDevice device, const char* call);
+void vkmqa_destroy_transfer(VkmqaDevice device);
+
+// Everything before it, earlier submissions to the queue included, happens before everything after
+// it and before what the host does once a fence has signalled. Allowed on every queue.
+void vkmqa_cmd_full_barrier(const struct VkmqaVk* vk, VkCommandBuffer commandBuffer);
+
+#endif

@@ -1,0 +1,126 @@
+// Messages, struct sizes and names of results.
+// SPDX-License-Identifier: MIT
+#include "device.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#ifndef _WIN32
+#include <unistd.h>
+#endif
+
+// Info structs larger than this are garbage rather than a future version.
+#define MAX_STRUCT_SIZE 65536u
+
+static void say(const struct VkmqaMessenger* messenger, VkmqaSeverity severity, const char* format,
+                va_list arguments) {
+    if (!messenger->callback)
+        return;
+    char text[2048];
+    if (vsnprintf(text, sizeof(text), format, arguments) < 0)
+        return;
+    messenger->callback(severity, text, messenger->userData);
+}
+
+void vkmqa_device_say(const struct VkmqaMessenger* messenger, VkmqaSeverity severity,
+                      const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    say(messenger, severity, format, arguments);
+    va_end(arguments);
+}
+
+VkResult vkmqa_device_fail(const struct VkmqaMessenger* messenger, VkResult result,
+                           const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    say(messenger, VKMQA_SEVERITY_ERROR, format, arguments);
+    va_end(arguments);
+    return result;
+}
+
+const char* vkmqa_result_name(VkResult result) {
+    switch ((int)result) {
+#define NAME(value)                                                                                \
+    case value:                                                                                    \
+        return #value;
+        NAME(VK_SUCCESS)
+        NAME(VK_NOT_READY)
+        NAME(VK_TIMEOUT)
+        NAME(VK_INCOMPLETE)
+        NAME(VK_ERROR_OUT_OF_HOST_MEMORY)
+        NAME(VK_ERROR_OUT_OF_DEVICE_MEMORY)
+        NAME(VK_ERROR_INITIALIZATION_FAILED)
+        NAME(VK_ERROR_DEVICE_LOST)
+        NAME(VK_ERROR_MEMORY_MAP_FAILED)
+        NAME(VK_ERROR_LAYER_NOT_PRESENT)
+        NAME(VK_ERROR_EXTENSION_NOT_PRESENT)
+        NAME(VK_ERROR_FEATURE_NOT_PRESENT)
+        NAME(VK_ERROR_INCOMPATIBLE_DRIVER)
+        NAME(VK_ERROR_TOO_MANY_OBJECTS)
+        NAME(VK_ERROR_INVALID_EXTERNAL_HANDLE)
+        NAME(VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS)
+        NAME(VK_ERROR_VALIDATION_FAILED_EXT)
+        NAME(VK_ERROR_UNKNOWN)
+#undef NAME
+    default:
+        return "an undocumented error";
+    }
+}
+
+static uint32_t struct_size(const void* object) {
+    uint32_t size; // the first member of all our structs
+    memcpy(&size, object, sizeof(size));
+    return size;
+}
+
+static VkResult check_size(const struct VkmqaMessenger* messenger, const char* call,
+                           const char* type, const void* object, uint32_t size) {
+    if (!object)
+        return vkmqa_device_fail(messenger, VK_ERROR_VALIDATION_FAILED_EXT,
+                                 "%s: the pointer to %s is null; pass one", call, type);
+    uint32_t given = struct_size(object);
+    if (given < size || given > MAX_STRUCT_SIZE)
+        return vkmqa_device_fail(messenger, VK_ERROR_VALIDATION_FAILED_EXT,
+                                 "%s: structSize is %u; set it to sizeof(%s), here %u", call, given,
+                                 type, size);
+    return VK_SUCCESS;
+}
+
+VkResult vkmqa_read_info(const struct VkmqaMessenger* messenger, const char* call, const char* type,
+                         const void* info, void* copy, uint32_t size) {
+    VkResult result = check_size(messenger, call, type, info, size);
+    if (result)
+        return result;
+    const unsigned char* bytes = info;
+    for (uint32_t i = size, end = struct_size(info); i < end; i++)
+        if (bytes[i])
+            return vkmqa_device_fail(
+                messenger, VK_ERROR_VALIDATION_FAILED_EXT,
+                "%s: %s uses a field that this version of the library does not know; leave "
+                "everything past byte %u zero",
+                call, type, size);
+    memcpy(copy, info, size);
+    return VK_SUCCESS;
+}
+
+VkResult vkmqa_check_output(const struct VkmqaMessenger* messenger, const char* call,
+                            const char* type, const void* target, uint32_t size) {
+    return check_size(messenger, call, type, target, size);
+}
+
+void vkmqa_write_output(void* target, const void* source, uint32_t size) {
+    uint32_t given = struct_size(target);
+    memset(target, 0, given);
+    memcpy(target, source, size);
+    memcpy(target, &given, sizeof(given));
+}
+
+long vkmqa_process_id(void) {
+#ifdef _WIN32
+    return 0;
+#else
+    return (long)getpid();
+#endif
+}

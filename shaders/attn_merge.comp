@@ -1,0 +1,68 @@
+#version 460
+// Merges the partial states of split-KV attention (flash-decoding): with M = max m_s,
+//   out = sum_s 2^(m_s - M) o_s / sum_s 2^(m_s - M) l_s,  lse = ln2 (M + log2(sum)).
+// One workgroup per row, splits in ascending order, so that the result is the same in every run.
+#extension GL_GOOGLE_include_directive : require
+#ifndef VKMQA_BIND
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#endif
+#include "common.glsl"
+#include "access.glsl"
+layout(push_constant) uniform Push { VkmqaMergePush pc; };
+BUFFER(parts, VKMQA_BIND_Q)
+BUFFER(stats, VKMQA_BIND_K)
+BUFFER(out, VKMQA_BIND_OUT)
+BUFFER(lse, VKMQA_BIND_LSE)
+BUFFER(step, VKMQA_BIND_STEP)
+ROW_WRITER(out)
+
+int step_int(uint word, uint index) {
+    return int(load4_step(add_offset(pc.step, (word + index) * 4u)));
+}
+
+void main() {
+    uint row = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x; // [totalQ, numHeadsQ]
+    uint token = row / NUM_HEADS_Q, head = row % NUM_HEADS_Q;
+    if (token >= pc.totalQ)
+        return;
+    uint low = 0u, high = pc.batch; // the sequence: the last one that starts at or before the token
+    while (high - low > 1u) {
+        uint middle = (low + high) / 2u;
+        if (clamp(step_int(pc.cuSeqlensQ, middle), 0, int(pc.totalQ)) <= int(token))
+            low = middle;
+        else
+            high = middle;
+    }
+    int start = step_int(pc.cuSeqlensQ, low), stop = step_int(pc.cuSeqlensQ, low + 1u);
+    if (start < 0 || stop > int(pc.totalQ) || int(token) < start || int(token) >= stop)
+        return; // a token of no sequence
+    uint len = uint(max(step_int(pc.seqLensKv, low), 0));
+    uint active_ = clamp((len + pc.splitTokens - 1u) / pc.splitTokens, 1u, pc.splits);
+
+    uint rows = pc.totalQ * NUM_HEADS_Q;
+    float m = NEGATIVE, l = 0.0;
+    for (uint s = 0u; s < active_; ++s)
+        m = max(m, uintBitsToFloat(load4_stats(add_product(pc.stats, s * rows + row, 8u))));
+    uint lane = gl_LocalInvocationIndex;
+    uvec2 outRow = add_offset(add_product(pc.out_, token, pc.outTokenStride * element_bytes(IO_TYPE)),
+                              head * pc.outHeadStride * element_bytes(IO_TYPE));
+    for (uint s = 0u; s < active_; ++s) {
+        vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, s * rows + row, 8u)));
+        l += exp2(state.x - m) * state.y;
+    }
+    for (uint column = lane * 4u; column < HEAD_DIM_V; column += WG_SIZE * 4u) {
+        vec4 o = vec4(0.0);
+        for (uint s = 0u; s < active_; ++s) {
+            vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, s * rows + row, 8u)));
+            uvec2 part = add_product(pc.parts, s * rows + row, HEAD_DIM_V * 4u);
+            if (state.y > 0.0)
+                o += exp2(state.x - m) *
+                     uintBitsToFloat(load16_parts(add_offset(part, column * 4u)));
+        }
+        write4_out(outRow, column, IO_TYPE, l > 0.0 ? o / l : vec4(0.0));
+    }
+    if (lane == 0u && pc.writeLse != 0u)
+        store4_lse(add_product(pc.lse, row, 4u),
+                   l > 0.0 ? floatBitsToUint((m + log2(l)) * LN2) : MINUS_INFINITY_BITS);
+}
