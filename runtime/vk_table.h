@@ -1,9 +1,9 @@
 // The Vulkan entry points that vkmqa calls, loaded into a table of one device.
 // SPDX-License-Identifier: MIT
 //
-// Loaders such as volk keep vkGetInstanceProcAddr and vkGetDeviceProcAddr in globals, also those that
-// fill a table; a library that imports somebody else's device must leave such globals alone, and two
-// copies in one process would overwrite each other's. A list of what is used is shorter.
+// Loaders such as volk keep vkGetInstanceProcAddr and vkGetDeviceProcAddr in globals, also those
+// that fill a table; a library that imports somebody else's device must leave such globals alone,
+// and two copies in one process would overwrite each other's. A list of what is used is shorter.
 //
 // To call one more function, add a line to a list below.
 #ifndef VKMQA_VK_TABLE_H
@@ -82,9 +82,9 @@
     X(CmdResetQueryPool)                                                                           \
     X(CmdWriteTimestamp)
 
-// X(Name, Alias): loaded as vkName, else as vkAlias of the same signature; null where the device has
-// neither. Drivers and layers may return pointers for functions whose extension or feature is off, so
-// the enabled features decide whether to call, never the pointer alone.
+// X(Name, Alias): loaded as vkName, else as vkAlias of the same signature; null where the device
+// has neither. Drivers and layers may return pointers for functions whose extension or feature is
+// off, so the enabled features decide whether to call, never the pointer alone.
 #define VKMQA_VK_OPTIONAL_DEVICE_FUNCTIONS(X)                                                      \
     X(GetBufferDeviceAddress, GetBufferDeviceAddressKHR)                                           \
     X(CmdPushDescriptorSetKHR, CmdPushDescriptorSetKHR)
@@ -100,8 +100,8 @@ struct VkmqaVk {
 #undef VKMQA_VK_MEMBER
 #undef VKMQA_VK_OPTIONAL_MEMBER
 
-// Clears the table and loads the instance functions. VK_ERROR_INCOMPATIBLE_DRIVER where one is missing,
-// as on a Vulkan 1.0 instance; *missing (may be null) then names it.
+// Clears the table and loads the instance functions. VK_ERROR_INCOMPATIBLE_DRIVER where one is
+// missing, as on a Vulkan 1.0 instance; *missing (may be null) then names it.
 VkResult vkmqa_load_instance(struct VkmqaVk* vk, VkInstance instance,
                              PFN_vkGetInstanceProcAddr getInstanceProcAddr, const char** missing);
 

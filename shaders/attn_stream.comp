@@ -1,12 +1,14 @@
 #version 460
-// Attention with subgroup operations and device addresses. A cluster of CLUSTER lanes holds one token's
+// Attention with subgroup shuffles. A cluster of CLUSTER lanes holds one token's
 // row at a time, eight elements per lane and turn by 16-byte loads; every cluster of the workgroup
 // streams its own tokens with its own online softmax (Milakov and Gimelshein, arXiv 1805.02867), with
 // no barrier in the loop. The states are merged once, at the end: over the clusters of a subgroup by
 // shuffles, over subgroups through shared memory (flash-decoding inside the workgroup).
 #extension GL_GOOGLE_include_directive : require
+#ifndef VKMQA_BIND
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
+#endif
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require

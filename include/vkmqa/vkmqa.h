@@ -376,6 +376,9 @@ typedef struct VkmqaKernelInfo {
 VKMQA_API VkResult vkmqaGetKernelInfo(VkmqaAttention attention, const VkmqaStepLimits* limits,
                                       VkmqaKernelInfo* kernelInfo);
 
+// Name of kernel number `kernel` (bit of avoidKernels), or null past the last.
+VKMQA_API const char* vkmqaGetKernelName(uint32_t kernel);
+
 // Memory of the known-answer test: one host-visible, host-coherent, mapped buffer.
 VKMQA_API VkResult vkmqaGetVerifyRequirements(VkmqaAttention attention,
                                               VkmqaBufferRequirements* requirements);

@@ -5,7 +5,11 @@
 // where the driver has them and never needed. Conventions of vkmqa.h hold: structSize first, zero means
 // default, VkResult everywhere, explanations through the message callback.
 //
-// Threads: a VkmqaDevice may be used by one thread at a time unless a call says otherwise.
+// Threads: a VkmqaDevice and what was made from it may be used by one thread at a time; recording into
+// the command buffers of different VkmqaCommands may run in parallel.
+//
+// After fork() a Vulkan driver works in the parent only: in the child every call that creates, submits,
+// waits or copies returns VK_ERROR_VALIDATION_FAILED_EXT, and destruction frees host memory alone.
 #ifndef VKMQA_RUNTIME_H
 #define VKMQA_RUNTIME_H
 
@@ -35,13 +39,14 @@ typedef struct VkmqaDeviceProperties {
     uint32_t subgroupSize;
     uint32_t sharedMemory;        // bytes per workgroup
     uint32_t maxStorageRange;     // bytes, clamped to 32 bits
-    VkBool32 deviceAddresses;
+    VkBool32 deviceAddresses;     // supported, when listed; enabled, on an opened device
     float timestampPeriod;        // ns per tick; 0 where the queue has no timestamps
 } VkmqaDeviceProperties;
 
-// Lists the Vulkan devices of this machine in the loader's order. properties may be null to count. The
-// loader is opened at run time. Errors: VK_ERROR_INCOMPATIBLE_DRIVER where there is no Vulkan loader or
-// driver; VK_INCOMPLETE when count was too small.
+// Lists the Vulkan devices of this machine in the loader's order. properties may be null to count;
+// otherwise only properties[0].structSize need be set, and it is the array's stride. *count becomes the
+// number written. The loader is opened at run time. Errors: VK_ERROR_INCOMPATIBLE_DRIVER where there is no
+// Vulkan loader or driver; VK_INCOMPLETE when *count was too small.
 VKMQA_API VkResult vkmqaListDevices(uint32_t* count, VkmqaDeviceProperties* properties,
                                     VkmqaMessageCallback messageCallback, void* messageUserData);
 
@@ -50,8 +55,9 @@ typedef struct VkmqaDeviceOpenInfo {
     // "auto" (default): the discrete GPU with the most memory, then integrated, virtual, CPU;
     // "INDEX" a decimal index of vkmqaListDevices; "name:TEXT" a part of the name, any case;
     // "uuid:HEX" 32 hexadecimal digits, dashes allowed; "type:discrete|integrated|virtual|cpu".
-    // An ambiguous name takes the first; one that fits nothing is
-    // VK_ERROR_INITIALIZATION_FAILED with a message that lists what there is.
+    // An ambiguous name takes the first. Text that is none of these is VK_ERROR_VALIDATION_FAILED_EXT; one
+    // that fits no device VK_ERROR_INITIALIZATION_FAILED, with a message that lists what there is; a device
+    // older than Vulkan 1.1 VK_ERROR_INCOMPATIBLE_DRIVER.
     const char* selector;
     VkBool32 portableOnly;         // enable nothing beyond Vulkan 1.1, to see what such a device does
     VkBool32 skipVerification;     // do not run vkmqaVerifyAttention in vkmqaDeviceCreateAttention
@@ -64,8 +70,9 @@ typedef struct VkmqaDeviceOpenInfo {
 // Creates an instance, a device with what vkmqaGetDeviceRequirements asks for, a compute queue, a
 // transfer queue where there is one of its own, and a context.
 VKMQA_API VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device);
-// Waits for the device, destroys it and everything it owns. Null is ignored. Attention objects,
-// memories and commands made from it must have been destroyed.
+// Waits for the device (60 s at most, 600 s on a CPU), destroys it and everything it owns. Null is
+// ignored. Attention objects must have been destroyed. While memories or commands made from it exist, it
+// sends an error message and leaves the device open.
 VKMQA_API void vkmqaCloseDevice(VkmqaDevice device);
 
 VKMQA_API VkResult vkmqaGetDeviceProperties(VkmqaDevice device, VkmqaDeviceProperties* properties);
@@ -112,7 +119,8 @@ VKMQA_API VkmqaBuffer vkmqaGetMemoryRange(VkmqaMemory memory, VkDeviceSize offse
 VKMQA_API void* vkmqaGetMemoryPointer(VkmqaMemory memory);
 
 // Copies between host and device memory and waits, through staging buffers and the transfer queue where
-// there is one. Any size and any kind of memory; offsets and sizes are multiples of 4 bytes.
+// there is one. Any size and any kind of memory that no pending commands use; offsets and sizes are
+// multiples of 4 bytes (the end may be that of the memory). VK_TIMEOUT as for waits that hang.
 VKMQA_API VkResult vkmqaUpload(VkmqaMemory memory, VkDeviceSize offset, const void* data,
                                VkDeviceSize size);
 VKMQA_API VkResult vkmqaDownload(VkmqaMemory memory, VkDeviceSize offset, void* data,
@@ -120,11 +128,15 @@ VKMQA_API VkResult vkmqaDownload(VkmqaMemory memory, VkDeviceSize offset, void* 
 
 // ---- Commands --------------------------------------------------------------------------------
 
-// A command buffer, its fence, its VkmqaRecorder and two timestamps. Begin, record with vkmqaCmd calls
-// into vkmqaGetCommandBuffer, submit, wait; it may be submitted again without recording.
+// A command buffer, its fence, its VkmqaRecorder (1024 calls) and two timestamps. Begin, record with
+// vkmqaCmd calls into vkmqaGetCommandBuffer, submit, wait; it may be submitted again without recording.
+// Submissions to one device run in the order they were submitted, see earlier uploads, and are visible to
+// the host after the wait. Beginning or submitting while pending is an error; waiting for what was never
+// submitted is VK_SUCCESS.
 VKMQA_API VkResult vkmqaCreateCommands(VkmqaDevice device, VkmqaCommands* commands);
 VKMQA_API void vkmqaDestroyCommands(VkmqaCommands commands); // waits if pending; null is ignored
 VKMQA_API VkResult vkmqaBeginCommands(VkmqaCommands commands); // drops what was recorded
+// Null outside of begin .. submit.
 VKMQA_API VkCommandBuffer vkmqaGetCommandBuffer(VkmqaCommands commands);
 VKMQA_API VkmqaRecorder vkmqaGetCommandsRecorder(VkmqaCommands commands);
 VKMQA_API VkResult vkmqaSubmitCommands(VkmqaCommands commands);

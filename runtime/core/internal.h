@@ -118,7 +118,6 @@ struct VkmqaChoice {
 
 VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                       struct VkmqaChoice* choice, struct VkmqaProblem* problem);
-uint32_t vkmqa_kernel_count(void);
 
 // ---- plan ------------------------------------------------------------------------------------
 

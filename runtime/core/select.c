@@ -15,6 +15,7 @@ struct VkmqaKernel {
     const char* name;
     VkmqaTier tier;
     uint32_t shader;
+    bool bind; // descriptors instead of device addresses
     // Conditions.
     bool cpu;                  // devices of type CPU only
     uint32_t driverId;         // of this driver only,
@@ -37,13 +38,14 @@ static const struct VkmqaKernel kernels[] = {
 #define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
-    // name         tier                  shader                        cpu    driver    from        sg min max dim  rows inv clu blk split  wgs
-    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM,     true,  0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-stream-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM,     true,  0,        0,           4, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
-    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
-    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
-    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE},
+    // name         tier                  shader                        bind  cpu    driver    from        sg min max dim  rows inv clu blk split  wgs
+    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true,  0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true,  0,        0,           8, 8, 256,  8,   8,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true,  0,        0,           4, 4, 256,  4,   4,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
+    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
+    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
+    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE},
     // clang-format on
 #undef STREAM
 #undef TILE
@@ -51,7 +53,9 @@ static const struct VkmqaKernel kernels[] = {
 enum { KERNEL_COUNT = sizeof kernels / sizeof kernels[0] };
 _Static_assert(KERNEL_COUNT <= 64, "one bit of avoidKernels each");
 
-uint32_t vkmqa_kernel_count(void) { return KERNEL_COUNT; }
+const char* vkmqaGetKernelName(uint32_t kernel) {
+    return kernel < KERNEL_COUNT ? kernels[kernel].name : NULL;
+}
 
 static const char* tier_name(VkmqaTier tier) {
     static const char* const names[] = {"auto", "portable", "subgroup", "cpu"};
@@ -67,12 +71,11 @@ static const char* find_lack(const struct VkmqaKernel* kernel, const struct Vkmq
     if (kernel->driverId &&
         (kernel->driverId != caps->driverId || caps->driverVersion < kernel->minDriverVersion))
         return "another driver, or a newer version of it";
-    if (kernel->tier == VKMQA_TIER_PORTABLE) {
-        if (caps->storageBuffersPerStage < VKMQA_BIND_COUNT)
-            return "more storage buffers per shader stage";
-    } else {
-        if (!caps->deviceAddress)
-            return "the feature bufferDeviceAddress";
+    if (kernel->bind && caps->storageBuffersPerStage < VKMQA_BIND_COUNT)
+        return "more storage buffers per shader stage";
+    if (!kernel->bind && !caps->deviceAddress)
+        return "the feature bufferDeviceAddress";
+    if (kernel->tier != VKMQA_TIER_PORTABLE) {
         if (!caps->subgroupShuffle)
             return "subgroup shuffles in compute shaders";
         if (caps->subgroupSize < kernel->minSubgroup || caps->subgroupSize > kernel->maxSubgroup)
@@ -103,7 +106,7 @@ static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct Vk
         .reason = kernel->reason,
         .tier = kernel->tier,
         .shader = kernel->shader,
-        .bind = kernel->tier == VKMQA_TIER_PORTABLE,
+        .bind = kernel->bind,
         .rows = kernel->rows,
         .block = kernel->block ? kernel->block : 1,
         .cluster = 1,

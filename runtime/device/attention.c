@@ -5,27 +5,14 @@
 #include <stdio.h>
 #include <string.h>
 
-// Names the failed kernels for the message, as far as typical steps (one token; many) select them.
-static void name_kernels(VkmqaAttention attention, uint64_t failed, char* text, size_t size) {
-    static const VkmqaStepLimits steps[] = {{.batch = 1, .totalQ = 1}, {.batch = 1, .totalQ = 512}};
-    const char* names[64] = {0};
-    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
-        VkmqaKernelInfo kernel = {.structSize = sizeof(kernel)};
-        if (vkmqaGetKernelInfo(attention, &steps[i], &kernel) == VK_SUCCESS && kernel.kernel < 64)
-            names[kernel.kernel] = kernel.name;
-    }
+static void name_kernels(uint64_t failed, char* text, size_t size) {
     size_t length = 0;
     text[0] = 0;
-    for (uint32_t i = 0; i < 64; i++) {
-        if (!(failed >> i & 1))
-            continue;
-        int written = names[i]
-                          ? snprintf(text + length, size - length, "%s%u (%s)", length ? ", " : "",
-                                     i, names[i])
-                          : snprintf(text + length, size - length, "%s%u", length ? ", " : "", i);
-        if (written < 0 || (size_t)written >= size - length)
-            return;
-        length += (size_t)written;
+    for (uint32_t i = 0; i < 64 && length < size; i++) {
+        const char* name = vkmqaGetKernelName(i);
+        if (failed >> i & 1 && name)
+            length += (size_t)snprintf(text + length, size - length, "%s%s", length ? ", " : "",
+                                       name);
     }
 }
 
@@ -71,7 +58,7 @@ static VkResult test(VkmqaDevice device, const char* call, VkmqaAttention attent
         vkmqa_free_memory(memory);
     if (!result && *failed) {
         char names[512];
-        name_kernels(attention, *failed, names, sizeof(names));
+        name_kernels(*failed, names, sizeof(names));
         vkmqa_device_say(&device->messenger, VKMQA_SEVERITY_WARNING,
                          "%s: on %s these kernels give wrong answers and are avoided: %s", call,
                          device->physical.properties.name, names);

@@ -1,0 +1,347 @@
+// What kernels find in GPU buffers is not believed: bad page tables, lengths, query ranges and slots set
+// a bit of the status word and count as forbidden tokens. Nothing outside the given ranges is written,
+// nothing read from there arrives in the output: all ranges lie between NaN guards, while the cache
+// itself is finite everywhere.
+#include "harness.h"
+
+#include "compare.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define F16 ORACLE_F16
+
+static const Model paged = {.numHeadsQ = 8, .numHeadsKv = 2, .headDimQk = 64, .headDimV = 64,
+                            .pageSize = 16, .io = F16, .k = F16, .v = F16, .splitSize = 64,
+                            .maxSeqLenKv = 512};
+static const Model contiguous = {.numHeadsQ = 6, .numHeadsKv = 1, .headDimQk = 40, .headDimV = 24,
+                                 .io = F16, .k = F16, .v = F16, .causal = true, .maxSeqLenKv = 200};
+static const Batch batch = {4, {{1, 150}, {5, 90}, {1, 40}, {3, 3}}, .append = false};
+// Every sequence has all the pages that the limits allow, so a wrong length reads finite tokens.
+static const VkmqaStepLimits limits = {
+    .batch = 4, .totalQ = 10, .maxSeqLenQ = 5, .maxSeqLenKv = 160, .newTokens = 1};
+
+static const uint32_t FINITE = 0x3C003C00; // twice 1.0 in f16
+
+typedef struct Attack {
+    const char* name;
+    enum { SEQUENCE_LENGTH, QUERY_START, PAGE } where;
+    uint32_t index; // of the sequence, of cuSeqlensQ, of the page table's entry
+    int32_t value;
+    uint32_t status; // bits that must be set
+    uint32_t harmed; // bit b: sequence b's output is not determined
+} Attack;
+
+enum {
+    BAD_PAGE = VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT,
+    BAD_LENGTH = VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT,
+    BAD_QUERY = VKMQA_STATUS_QUERY_RANGE_BIT,
+    BAD_SLOT = VKMQA_STATUS_SLOT_OUT_OF_RANGE_BIT,
+};
+
+// A bad entry of cuSeqlensQ may cost other sequences their rows as well: it is by these that a workgroup
+// finds its sequence.
+enum { ANY = 0xF };
+
+static const Attack attacks[] = {
+    {"length -1", SEQUENCE_LENGTH, 0, -1, BAD_LENGTH, 1},
+    {"length INT_MIN", SEQUENCE_LENGTH, 1, INT_MIN, BAD_LENGTH, 2},
+    {"length INT_MAX", SEQUENCE_LENGTH, 1, INT_MAX, BAD_LENGTH, 2},
+    {"length past everything", SEQUENCE_LENGTH, 2, 100000, BAD_LENGTH, 4},
+    {"length past int", SEQUENCE_LENGTH, 3, INT_MAX - 2, BAD_LENGTH, 8},
+    {"queries go backwards", QUERY_START, 2, 0, BAD_QUERY, ANY},
+    {"queries begin below zero", QUERY_START, 0, -1, BAD_QUERY, ANY},
+    {"queries begin at INT_MIN", QUERY_START, 1, INT_MIN, BAD_QUERY, ANY},
+    {"queries end past totalQ", QUERY_START, 4, 11, BAD_QUERY, ANY},
+    {"queries end at INT_MAX", QUERY_START, 4, INT_MAX, BAD_QUERY, ANY},
+    {"queries begin at INT_MAX", QUERY_START, 2, INT_MAX, BAD_QUERY, ANY},
+    {"page -1", PAGE, 0, -1, BAD_PAGE, 1},
+    {"page INT_MIN", PAGE, 3, INT_MIN, BAD_PAGE, 1},
+    {"page INT_MAX", PAGE, 2, INT_MAX, BAD_PAGE, 1},
+    {"page numPages", PAGE, 9, 0, BAD_PAGE, 1}, // value filled in below
+};
+
+// Finite or never written; lse also -inf.
+static void checkFinite(const Run* run, const Output* output, const char* label) {
+    for (size_t i = 0; i < run->out.range.size; i += 2) {
+        uint16_t bits;
+        memcpy(&bits, output->out + i, 2);
+        if (!isfinite(oracleF32FromF16(bits)) && bits != (COMPARE_POISON & 0xFFFF) &&
+            bits != COMPARE_POISON >> 16)
+            fail_msg("%s: out holds 0x%04x at byte %zu", label, bits, i);
+    }
+    for (size_t i = 0; i < run->lse.range.size / 4; i++) {
+        uint32_t bits;
+        memcpy(&bits, &output->lse[i], 4);
+        if (!isfinite(output->lse[i]) && bits != COMPARE_POISON && bits != 0xFF800000)
+            fail_msg("%s: lse holds 0x%08x at %zu", label, bits, i);
+    }
+}
+
+static void checkGuards(const Run* run) {
+    guardedCheck(&run->k, "K");
+    guardedCheck(&run->v, "V");
+    guardedCheck(&run->q, "q");
+    guardedCheck(&run->out, "out");
+    guardedCheck(&run->lse, "lse");
+    guardedCheck(&run->metadata, "metadata");
+    guardedCheck(&run->scratch, "scratch");
+}
+
+// The metadata as the device left it: unchanged but for the status.
+static void checkMetadata(const Run* run, const int32_t* words, const char* label) {
+    int32_t* left = malloc(run->metadata.range.size);
+    guardedDownload(&run->metadata, left);
+    left[run->step.layout.status / 4] = words[run->step.layout.status / 4];
+    if (memcmp(left, words, run->metadata.range.size) != 0)
+        fail_msg("%s: the metadata was written to", label);
+    free(left);
+}
+
+// Runs with this metadata, out and lse poisoned before.
+static Output runWith(Run* run, const Problem* problem, const int32_t* words) {
+    runUpload(run, problem);
+    runFillUnowned(run, problem, FINITE);
+    guardedUpload(&run->metadata, words);
+    runSubmit(run);
+    return runRead(run);
+}
+
+static bool rowsEqual(const Run* run, const Problem* problem, uint32_t b, const Output* x,
+                      const Output* y) {
+    size_t rowBytes = run->strideOut.token * oracleElementBytes(run->model.io);
+    size_t first = (size_t)problem->cuSeqlensQ[b];
+    size_t count = (size_t)problem->cuSeqlensQ[b + 1] - first;
+    uint32_t heads = run->model.numHeadsQ;
+    return memcmp(x->out + first * rowBytes, y->out + first * rowBytes, count * rowBytes) == 0 &&
+           memcmp(x->lse + first * heads, y->lse + first * heads, count * heads * 4) == 0;
+}
+
+static void attackOn(VkmqaTier tier, const Model* model) {
+    VkmqaAttention attention;
+    REQUIRE(attentionCreate(model, tier, &attention));
+    Problem problem = problemCreate(model, &batch, 31, true);
+    Run run = runCreate(attention, &problem, &limits);
+    const VkmqaStepLayout* layout = &run.step.layout;
+    int32_t* good = runMetadata(&run, &problem);
+    // Where the table's rows go on past a length, they name pages that exist.
+    for (uint32_t i = 0; i < layout->maxPages * limits.batch; i++) {
+        int32_t* entry = &good[layout->pageTable / 4 + i];
+        if (*entry < 0 || *entry >= (int32_t)problem.numPages)
+            *entry = (int32_t)(i % problem.numPages);
+    }
+    runRecord(&run, false);
+    Output expected = runWith(&run, &problem, good);
+    runCheck(&run, &problem, &expected, tierName(tier));
+    int32_t* words = malloc(run.metadata.range.size);
+    for (size_t i = 0; i < COUNT(attacks); i++) {
+        const Attack* attack = &attacks[i];
+        if (attack->where == PAGE && !model->pageSize)
+            continue;
+        char label[96];
+        snprintf(label, sizeof(label), "%s, %s: %s", tierName(tier),
+                 model->pageSize ? "paged" : "contiguous", attack->name);
+        memcpy(words, good, run.metadata.range.size);
+        uint32_t offset = attack->where == PAGE          ? layout->pageTable
+                          : attack->where == QUERY_START ? layout->cuSeqlensQ
+                                                         : layout->seqLensKv;
+        words[offset / 4 + attack->index] =
+            attack->where == PAGE && attack->value == 0 ? (int32_t)problem.numPages : attack->value;
+        Output output = runWith(&run, &problem, words);
+        if ((output.status & attack->status) != attack->status)
+            fail_msg("%s: status 0x%x, should have 0x%x", label, output.status, attack->status);
+        checkFinite(&run, &output, label);
+        checkGuards(&run);
+        checkMetadata(&run, words, label);
+        for (uint32_t b = 0; b < batch.count; b++)
+            if (!(attack->harmed >> b & 1) && !rowsEqual(&run, &problem, b, &expected, &output))
+                fail_msg("%s: the output of sequence %u changed", label, b);
+        outputDestroy(&output);
+    }
+    outputDestroy(&expected);
+    free(words);
+    free(good);
+    runDestroy(&run);
+    problemDestroy(&problem);
+    vkmqaDestroyAttention(attention);
+}
+
+static void badMetadataIsNoticed(void** state) {
+    (void)state;
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        attackOn(harness.tiers[t], &paged);
+        attackOn(harness.tiers[t], &contiguous);
+    }
+}
+
+// Tokens of a page outside the cache count as forbidden: the output is that of the other tokens.
+static void forbiddenTokensAreLeftOut(void** state) {
+    (void)state;
+    const Batch one = {1, {{3, 100}}, .append = false};
+    const VkmqaStepLimits most = {.batch = 1, .totalQ = 3, .maxSeqLenKv = 160, .newTokens = 1};
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        VkmqaAttention attention;
+        REQUIRE(attentionCreate(&paged, harness.tiers[t], &attention));
+        Problem problem = problemCreate(&paged, &one, 32, true);
+        Run run = runCreate(attention, &problem, &most);
+        int32_t* words = runMetadata(&run, &problem);
+        int32_t* table = words + run.step.layout.pageTable / 4;
+        table[0] = (int32_t)problem.numPages;
+        table[3] = -7;
+        // Not causal, so the tokens that are left may close ranks.
+        uint32_t tokens = 0;
+        size_t rowK = paged.numHeadsKv * paged.headDimQk, rowV = paged.numHeadsKv * paged.headDimV;
+        for (uint32_t i = 0; i < 100; i++) {
+            if (i / 16 == 0 || i / 16 == 3)
+                continue;
+            memmove(problem.k + tokens * rowK, problem.k + i * rowK, rowK * sizeof(float));
+            memmove(problem.v + tokens * rowV, problem.v + i * rowV, rowV * sizeof(float));
+            tokens++;
+        }
+        runUpload(&run, &problem);
+        guardedUpload(&run.metadata, words);
+        problem.seqLensKv[0] = (int32_t)tokens;
+        OracleProblem oracle = problemOracle(&problem);
+        oracleAttention(&oracle, problem.out, problem.lse);
+        oraclePlainAttention(&oracle, problem.plainOut, problem.plainLse);
+        runRecord(&run, false);
+        runSubmit(&run);
+        Output output = runRead(&run);
+        assert_int_equal(output.status, BAD_PAGE);
+        output.status = 0;
+        runCheck(&run, &problem, &output, tierName(harness.tiers[t]));
+        outputDestroy(&output);
+        free(words);
+        runDestroy(&run);
+        problemDestroy(&problem);
+        vkmqaDestroyAttention(attention);
+    }
+}
+
+static int32_t hostileValue(Random* random, const Problem* problem) {
+    const int32_t edges[] = {0, 1, -1, 2, INT_MAX, INT_MIN, INT_MAX - 1, (int32_t)problem->numPages,
+                             (int32_t)problem->numPages - 1, 160, 161, 10, 11, 1 << 30, 65536};
+    uint32_t choice = randomBelow(random, 3);
+    if (choice == 0)
+        return edges[randomBelow(random, COUNT(edges))];
+    if (choice == 1)
+        return (int32_t)randomBelow(random, 170);
+    return (int32_t)(randomBelow(random, UINT32_MAX));
+}
+
+// Metadata of nothing but hostile values: whatever comes out, it is finite and within the ranges.
+static void randomMetadataStaysWithinTheRanges(void** state) {
+    (void)state;
+    const Model* models[] = {&paged, &contiguous};
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        for (size_t m = 0; m < COUNT(models); m++) {
+            VkmqaAttention attention;
+            REQUIRE(attentionCreate(models[m], harness.tiers[t], &attention));
+            Problem problem = problemCreate(models[m], &batch, 33, false);
+            Run run = runCreate(attention, &problem, &limits);
+            runRecord(&run, false);
+            Random random = {harness.seed * 77 + m};
+            for (int round = 0; round < 25; round++) {
+                char label[64];
+                snprintf(label, sizeof(label), "%s, round %d", tierName(harness.tiers[t]), round);
+                int32_t* words = runMetadata(&run, &problem);
+                size_t count = run.metadata.range.size / 4;
+                uint32_t density = 1 + randomBelow(&random, 8);
+                for (size_t i = 0; i < count; i++)
+                    if (i != run.step.layout.status / 4 && randomBelow(&random, density) == 0)
+                        words[i] = hostileValue(&random, &problem);
+                Output output = runWith(&run, &problem, words);
+                checkFinite(&run, &output, label);
+                checkGuards(&run);
+                checkMetadata(&run, words, label);
+                outputDestroy(&output);
+                free(words);
+            }
+            runDestroy(&run);
+            problemDestroy(&problem);
+            vkmqaDestroyAttention(attention);
+        }
+    }
+}
+
+// Without a status word nothing of the metadata is written.
+static void statusIsOptional(void** state) {
+    (void)state;
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        VkmqaAttention attention;
+        REQUIRE(attentionCreate(&paged, harness.tiers[t], &attention));
+        Problem problem = problemCreate(&paged, &batch, 34, false);
+        Run run = runCreate(attention, &problem, &limits);
+        int32_t* words = runMetadata(&run, &problem);
+        words[run.step.layout.seqLensKv / 4] = -1;
+        words[run.step.layout.pageTable / 4 + run.step.layout.maxPages] = -1;
+        uint32_t status = run.step.layout.status;
+        run.step.layout.status = VKMQA_NONE;
+        runRecord(&run, false);
+        run.step.layout.status = status;
+        Output output = runWith(&run, &problem, words);
+        assert_int_equal(output.status, 0);
+        checkMetadata(&run, words, tierName(harness.tiers[t]));
+        checkGuards(&run);
+        outputDestroy(&output);
+        free(words);
+        runDestroy(&run);
+        problemDestroy(&problem);
+        vkmqaDestroyAttention(attention);
+    }
+}
+
+// Slots outside the cache are skipped and reported, the others written.
+static void badSlotsAreSkipped(void** state) {
+    (void)state;
+    Batch appended = batch;
+    appended.append = true;
+    VkmqaStepLimits most = limits;
+    most.newTokens = 300;
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        VkmqaAttention attention;
+        REQUIRE(attentionCreate(&paged, harness.tiers[t], &attention));
+        Problem problem = problemCreate(&paged, &appended, 35, true);
+        Run run = runCreate(attention, &problem, &most);
+        const int32_t slots = (int32_t)(problem.numPages * problem.pageTokens);
+        const int32_t bad[] = {slots, slots + 1, INT_MAX, INT_MIN, -2, 1 << 30, slots + 16, -17};
+        runRecord(&run, true);
+        // Behind the good slots: -1, then one bad slot at a time.
+        for (size_t i = 0; i <= COUNT(bad); i++) {
+            runUpload(&run, &problem);
+            int32_t* words = runMetadata(&run, &problem);
+            if (i < COUNT(bad))
+                words[run.step.layout.slotMapping / 4 + problem.totalKv + i] = bad[i];
+            guardedUpload(&run.metadata, words);
+            runSubmit(&run);
+            Output output = runRead(&run);
+            assert_int_equal(output.status, i < COUNT(bad) ? BAD_SLOT : 0);
+            output.status = 0;
+            runCheck(&run, &problem, &output, tierName(harness.tiers[t]));
+            uint8_t* stored = malloc(run.k.range.size);
+            uint8_t* image = problemImage(&problem, false);
+            guardedDownload(&run.k, stored);
+            assert_memory_equal(stored, image, run.k.range.size);
+            free(image);
+            free(stored);
+            free(words);
+            outputDestroy(&output);
+        }
+        runDestroy(&run);
+        problemDestroy(&problem);
+        vkmqaDestroyAttention(attention);
+    }
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(badMetadataIsNoticed),
+    cmocka_unit_test(forbiddenTokensAreLeftOut),
+    cmocka_unit_test(randomMetadataStaysWithinTheRanges),
+    cmocka_unit_test(statusIsOptional),
+    cmocka_unit_test(badSlotsAreSkipped),
+};
+
+HARNESS_MAIN(tests)

@@ -1,0 +1,151 @@
+// Which kernels a device gets, decided without a device: the table of runtime/core/select.c.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <string.h>
+
+#include "core/internal.h"
+
+static struct VkmqaCaps gpu(void) {
+    return (struct VkmqaCaps){
+        .type = VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU,
+        .apiVersion = VK_API_VERSION_1_3,
+        .deviceAddress = true,
+        .subgroupShuffle = true,
+        .subgroupSize = 32,
+        .minSubgroupSize = 32,
+        .maxSubgroupSize = 32,
+        .maxInvocations = 1024,
+        .maxGroupCount = {65535, 65535, 65535},
+        .sharedMemory = 49152,
+        .storageBuffersPerStage = 8,
+        .maxStorageRange = 1u << 27,
+        .storageAlignment = 16,
+    };
+}
+
+static struct VkmqaShape shape_of(uint32_t headsQ, uint32_t headsKv, uint32_t dim) {
+    VkmqaAttentionCreateInfo info = {.structSize = sizeof info, .numHeadsQ = headsQ,
+                                     .numHeadsKv = headsKv, .headDimQk = dim, .pageSize = 16};
+    struct VkmqaShape shape;
+    struct VkmqaProblem problem;
+    assert_true(vkmqa_make_shape(&info, &shape, &problem));
+    return shape;
+}
+
+static VkmqaTier tier_of(const struct VkmqaCaps* caps, const struct VkmqaShape* shape) {
+    struct VkmqaChoice choice;
+    struct VkmqaProblem problem;
+    assert_int_equal(vkmqa_select(caps, shape, &choice, &problem), VK_SUCCESS);
+    for (uint32_t i = 0; i < choice.count; ++i) {
+        assert_int_equal(choice.candidates[i].tier, choice.candidates[0].tier);
+        assert_int_equal(choice.candidates[i].bind, choice.bind);
+        assert_true(choice.candidates[i].workgroupSize <= caps->maxInvocations);
+        assert_true(choice.candidates[i].sharedMemory <= caps->sharedMemory);
+        if (i)
+            assert_true(choice.candidates[i].rows > choice.candidates[i - 1].rows);
+    }
+    return choice.candidates[0].tier;
+}
+
+static void tier_follows_features(void** state) {
+    (void)state;
+    struct VkmqaShape shape = shape_of(32, 8, 128);
+    struct VkmqaCaps caps = gpu();
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_SUBGROUP);
+    caps.deviceAddress = false;
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_PORTABLE);
+    caps = gpu();
+    caps.subgroupShuffle = false;
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_PORTABLE);
+    caps = gpu();
+    caps.type = VK_PHYSICAL_DEVICE_TYPE_CPU;
+    caps.subgroupSize = caps.minSubgroupSize = caps.maxSubgroupSize = 8;
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_CPU);
+    caps.subgroupSize = 0; // a driver that says nonsense
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_PORTABLE);
+}
+
+// The poorest device that Vulkan 1.1 and six storage buffers allow still runs every shape.
+static void the_poorest_device_runs_all(void** state) {
+    (void)state;
+    struct VkmqaCaps caps = gpu();
+    caps.deviceAddress = caps.subgroupShuffle = false;
+    caps.maxInvocations = 128;
+    caps.sharedMemory = 16384;
+    caps.storageBuffersPerStage = VKMQA_BIND_COUNT;
+    for (uint32_t dim = 8; dim <= 256; dim += 8)
+        for (uint32_t ratio = 1; ratio <= 128; ++ratio) {
+            struct VkmqaShape shape = shape_of(ratio, 1, dim);
+            assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_PORTABLE);
+        }
+    caps.storageBuffersPerStage = VKMQA_BIND_COUNT - 1;
+    struct VkmqaShape shape = shape_of(8, 1, 64);
+    struct VkmqaChoice choice;
+    struct VkmqaProblem problem;
+    assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
+    assert_non_null(strstr(problem.text, "storage buffers"));
+}
+
+static void forced_tiers_are_kept_or_refused(void** state) {
+    (void)state;
+    struct VkmqaShape shape = shape_of(8, 1, 64);
+    struct VkmqaCaps caps = gpu();
+    shape.tier = VKMQA_TIER_PORTABLE;
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_PORTABLE);
+    shape.tier = VKMQA_TIER_CPU;
+    struct VkmqaChoice choice;
+    struct VkmqaProblem problem;
+    assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
+    assert_non_null(strstr(problem.text, "cpu"));
+}
+
+// Avoiding what was chosen, again and again, walks down the tiers and ends in an error.
+static void avoided_kernels_are_not_chosen(void** state) {
+    (void)state;
+    struct VkmqaShape shape = shape_of(32, 8, 128);
+    struct VkmqaCaps caps = gpu();
+    struct VkmqaChoice choice;
+    struct VkmqaProblem problem;
+    VkmqaTier last = VKMQA_TIER_AUTO;
+    int rounds = 0;
+    while (vkmqa_select(&caps, &shape, &choice, &problem) == VK_SUCCESS) {
+        for (uint32_t i = 0; i < choice.count; ++i) {
+            assert_false(shape.avoidKernels >> choice.candidates[i].kernel & 1);
+            shape.avoidKernels |= 1ull << choice.candidates[i].kernel;
+        }
+        last = choice.candidates[0].tier;
+        assert_true(++rounds < 64);
+    }
+    assert_int_equal(last, VKMQA_TIER_PORTABLE);
+    assert_true(rounds >= 2);
+    assert_non_null(strstr(problem.text, "avoidKernels"));
+}
+
+// Every number of rows that a sequence can have finds the candidate that the full table would give.
+static void kept_candidates_are_the_reachable_ones(void** state) {
+    (void)state;
+    struct VkmqaCaps caps = gpu();
+    for (uint32_t ratio = 1; ratio <= 16; ++ratio) {
+        struct VkmqaShape shape = shape_of(ratio, 1, 64);
+        struct VkmqaChoice choice;
+        struct VkmqaProblem problem;
+        assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_SUCCESS);
+        uint32_t most = choice.candidates[choice.count - 1].rows;
+        for (uint32_t i = 0; i + 1 < choice.count; ++i)
+            assert_true(choice.candidates[i].rows >= ratio || choice.candidates[i].rows == most);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tier_follows_features),
+        cmocka_unit_test(the_poorest_device_runs_all),
+        cmocka_unit_test(forced_tiers_are_kept_or_refused),
+        cmocka_unit_test(avoided_kernels_are_not_chosen),
+        cmocka_unit_test(kept_candidates_are_the_reachable_ones),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
