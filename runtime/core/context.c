@@ -105,6 +105,8 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
         .apiVersion = apiVersion,
         .deviceAddress = enabled->deviceAddress && context->vk.GetBufferDeviceAddress,
         .pushDescriptor = enabled->pushDescriptor && context->vk.CmdPushDescriptorSetKHR,
+        .storage16 = enabled->storage16,
+        .float16 = enabled->float16,
         .subgroupShuffle = (subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
                            (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_SHUFFLE_BIT),
         .subgroupSizeControl = enabled->subgroupSizeControl &&

@@ -82,6 +82,7 @@ bool vkmqa_open_output(void* output, uint32_t knownSize, uint32_t minSize, const
 struct VkmqaEnabled {
     bool deviceAddress;
     bool pushDescriptor;
+    bool storage16, float16;
     bool subgroupSizeControl, computeFullSubgroups;
 };
 void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,

@@ -34,6 +34,7 @@ struct VkmqaCaps {
     uint32_t apiVersion; // the smaller of instance and device
     bool deviceAddress;
     bool pushDescriptor;
+    bool storage16, float16; // 16-bit storage buffers, f16 arithmetic
     bool subgroupShuffle; // in compute shaders
     bool subgroupSizeControl, computeFullSubgroups;
     uint32_t subgroupSize, minSubgroupSize, maxSubgroupSize;

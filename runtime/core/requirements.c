@@ -8,7 +8,9 @@ struct Storage {
     VkPhysicalDeviceFeatures2 features;
     VkPhysicalDeviceBufferDeviceAddressFeatures deviceAddress;
     VkPhysicalDeviceSubgroupSizeControlFeatures subgroupSize;
-    const char* names[4];
+    VkPhysicalDevice16BitStorageFeatures storage16;
+    VkPhysicalDeviceShaderFloat16Int8Features float16;
+    const char* names[8];
 };
 _Static_assert(sizeof(struct Storage) <= sizeof(((VkmqaDeviceRequirements*)0)->storage),
                "the caller's storage holds the structs");
@@ -80,6 +82,8 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     storage->deviceAddress.sType =
         VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_BUFFER_DEVICE_ADDRESS_FEATURES;
     storage->subgroupSize.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES;
+    storage->storage16.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES;
+    storage->float16.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES;
     void** tail = &storage->features.pNext;
     uint32_t count = 0;
 
@@ -92,6 +96,8 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     }
     WANT(deviceAddress, VK_API_VERSION_1_2, VK_KHR_BUFFER_DEVICE_ADDRESS_EXTENSION_NAME)
     WANT(subgroupSize, VK_API_VERSION_1_3, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)
+    WANT(storage16, VK_API_VERSION_1_1, VK_KHR_16BIT_STORAGE_EXTENSION_NAME)
+    WANT(float16, VK_API_VERSION_1_2, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME)
 #undef WANT
     if (offered(VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME, extensionCount, extensions))
         storage->names[count++] = VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME;
@@ -105,6 +111,10 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     memset(&storage->features.features, 0, sizeof storage->features.features);
     storage->deviceAddress.bufferDeviceAddressCaptureReplay = VK_FALSE;
     storage->deviceAddress.bufferDeviceAddressMultiDevice = VK_FALSE;
+    storage->storage16.uniformAndStorageBuffer16BitAccess = VK_FALSE;
+    storage->storage16.storagePushConstant16 = VK_FALSE;
+    storage->storage16.storageInputOutput16 = VK_FALSE;
+    storage->float16.shaderInt8 = VK_FALSE;
     requirements->features = &storage->features;
     requirements->extensionNames = storage->names;
     requirements->extensionCount = count;
@@ -121,6 +131,9 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
         listed(VK_KHR_BUFFER_DEVICE_ADDRESS_EXTENSION_NAME, extensionCount, extensions);
     bool sizeKnown = apiVersion >= VK_API_VERSION_1_3 ||
                      listed(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME, extensionCount, extensions);
+    bool float16Known =
+        apiVersion >= VK_API_VERSION_1_2 ||
+        listed(VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME, extensionCount, extensions);
     for (const VkBaseInStructure* next = (const VkBaseInStructure*)features; next;
          next = next->pNext) {
         switch (next->sType) {
@@ -129,9 +142,25 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             enabled->deviceAddress = addressKnown && f->bufferDeviceAddress;
             break;
         }
+        case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES: {
+            const VkPhysicalDevice16BitStorageFeatures* f = (const void*)next;
+            enabled->storage16 = f->storageBuffer16BitAccess;
+            break;
+        }
+        case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES: {
+            const VkPhysicalDeviceShaderFloat16Int8Features* f = (const void*)next;
+            enabled->float16 = float16Known && f->shaderFloat16;
+            break;
+        }
+        case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES: {
+            const VkPhysicalDeviceVulkan11Features* f = (const void*)next;
+            enabled->storage16 = f->storageBuffer16BitAccess;
+            break;
+        }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES: {
             const VkPhysicalDeviceVulkan12Features* f = (const void*)next;
             enabled->deviceAddress = addressKnown && f->bufferDeviceAddress;
+            enabled->float16 = float16Known && f->shaderFloat16;
             break;
         }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES: {

@@ -18,6 +18,7 @@ struct VkmqaKernel {
     bool bind; // descriptors instead of device addresses
     // Conditions.
     bool cpu;                  // devices of type CPU only
+    bool half;                 // needs 16-bit storage buffers and f16 arithmetic
     uint32_t driverId;         // of this driver only,
     uint32_t minDriverVersion; // from this version on
     uint32_t minSubgroup, maxSubgroup;
@@ -36,18 +37,23 @@ struct VkmqaKernel {
 // beside each other: a call takes the fewest that hold a sequence's rows, or else the most.
 static const struct VkmqaKernel kernels[] = {
 #define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
+#define WIDE "lavapipe from Mesa 26 on: lanes are head elements, loads become whole vectors"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
-    // name         tier                  shader                        bind  cpu    driver    from        sg min max dim  rows inv clu blk split  wgs
-    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true,  0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true,  0,        0,           8, 8, 256,  8,   8,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true,  0,        0,           4, 4, 256,  4,   4,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
-    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
-    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
-    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE},
+    // name         tier                  shader                        bind  cpu   half  driver   from        sg min max dim  rows inv clu blk split  wgs
+    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  1,   0,   1, 0, 512,  16, WIDE},
+    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  2,   0,   1, 0, 512,  16, WIDE},
+    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  4,   0,   1, 0, 512,  16, WIDE},
+    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, 0,        0,           8, 8, 256,  8,   8,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, 0,        0,           4, 4, 256,  4,   4,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
+    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
+    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
+    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE},
     // clang-format on
 #undef STREAM
+#undef WIDE
 #undef TILE
 };
 enum { KERNEL_COUNT = sizeof kernels / sizeof kernels[0] };
@@ -71,6 +77,9 @@ static const char* find_lack(const struct VkmqaKernel* kernel, const struct Vkmq
     if (kernel->driverId &&
         (kernel->driverId != caps->driverId || caps->driverVersion < kernel->minDriverVersion))
         return "another driver, or a newer version of it";
+    if (kernel->half &&
+        !(caps->storage16 && caps->float16 && caps->apiVersion >= VK_API_VERSION_1_2))
+        return "Vulkan 1.2 with the features storageBuffer16BitAccess and shaderFloat16";
     if (kernel->bind && caps->storageBuffersPerStage < VKMQA_BIND_COUNT)
         return "more storage buffers per shader stage";
     if (!kernel->bind && !caps->deviceAddress)
@@ -161,6 +170,7 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
     *choice = (struct VkmqaChoice){0};
     const char* lack = NULL; // of the last kernel that could not be taken
     VkmqaTier tier = shape->tier;
+    bool bind = false; // of the first candidate, as all must be
     for (uint32_t i = 0; i < KERNEL_COUNT && choice->count < VKMQA_MAX_CANDIDATES; ++i) {
         if (tier != VKMQA_TIER_AUTO && kernels[i].tier != tier)
             continue;
@@ -174,6 +184,8 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
             lack = missing;
             continue;
         }
+        if (choice->count && candidate->bind != bind)
+            continue;
         bool have = false;
         for (uint32_t j = 0; j < choice->count; ++j)
             have |= choice->candidates[j].rows == candidate->rows;
@@ -181,6 +193,7 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
             continue;
         ++choice->count;
         tier = kernels[i].tier; // the other candidates are of the first one's tier
+        bind = candidate->bind;
     }
     if (choice->count == 0) {
         vkmqa_problem(problem, "tier is %s: no kernel of it runs on this device as it was created; "
