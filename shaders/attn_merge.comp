@@ -17,9 +17,7 @@ BUFFER(lse, VKMQA_BIND_LSE)
 BUFFER(step, VKMQA_BIND_STEP)
 ROW_WRITER(out)
 
-int step_int(uint word, uint index) {
-    return int(load4_step(add_offset(pc.step, (word + index) * 4u)));
-}
+#include "step.glsl"
 
 void main() {
     uint row = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x; // [totalQ, numHeadsQ]
@@ -29,7 +27,7 @@ void main() {
     uint low = 0u, high = pc.batch; // the sequence: the last one that starts at or before the token
     while (high - low > 1u) {
         uint middle = (low + high) / 2u;
-        if (clamp(step_int(pc.cuSeqlensQ, middle), 0, int(pc.totalQ)) <= int(token))
+        if (query_start(middle) <= token)
             low = middle;
         else
             high = middle;

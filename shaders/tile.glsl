@@ -4,14 +4,11 @@
 // The grid is flat over tiles of ROWS rows (row = token * RATIO + head, of one KV head). Sequence b owns
 // the tiles from floor(cuSeqlensQ[b] * RATIO / ROWS) + b on: room for each of its tiles, known without
 // a prefix sum, found by binary search.
-int step_int(uint word, uint index) {
-    return int(load4_step(add_offset(pc.step, (word + index) * 4u)));
-}
+#include "step.glsl"
 void set_status(uint bit) {
     if (pc.status != VKMQA_ABSENT)
         or4_step(add_offset(pc.step, pc.status * 4u), bit);
 }
-uint query_start(uint b) { return uint(clamp(step_int(pc.cuSeqlensQ, b), 0, int(pc.totalQ))); }
 uint first_tile(uint b) { return query_start(b) * RATIO / ROWS + b; }
 
 struct Tile {

@@ -20,14 +20,13 @@ typedef struct Imported {
 
 static Imported imported;
 
-// Blocks begin with nothing of ours: aligned_alloc keeps whatever alignment is asked for.
 static VKAPI_ATTR void* VKAPI_CALL countedAllocate(void* user, size_t size, size_t alignment,
                                                    VkSystemAllocationScope scope) {
     (void)scope;
     Imported* owner = user;
     if (alignment < 2 * sizeof(void*))
         alignment = 2 * sizeof(void*);
-    // The size is kept in front for reallocation.
+    // In front, for freeing and reallocation: size and alignment.
     size_t* block = aligned_alloc(alignment, (alignment + size + alignment - 1) / alignment * alignment);
     if (!block)
         return NULL;
@@ -116,7 +115,8 @@ static void expectResult(VkResult got, VkResult expected, const char* word, cons
         assert_int_equal(imported.live, live_);                                                    \
     } while (0)
 
-enum { INVALID = VK_ERROR_VALIDATION_FAILED_EXT, ABSENT = VK_ERROR_FEATURE_NOT_PRESENT };
+static const VkResult INVALID = VK_ERROR_VALIDATION_FAILED_EXT;
+static const VkResult ABSENT = VK_ERROR_FEATURE_NOT_PRESENT;
 
 static VkmqaAttentionCreateInfo goodAttention(void) {
     const VkmqaAttentionCreateInfo info = {
@@ -264,14 +264,12 @@ static void missingFeaturesAreNamed(void** state) {
     VkmqaAttention attention;
     shape.tier = VKMQA_TIER_SUBGROUP;
     REJECTS(vkmqaCreateAttention(context, &shape, &attention), ABSENT, "bufferDeviceAddress");
-    shape.tier = VKMQA_TIER_CPU;
-    REJECTS(vkmqaCreateAttention(context, &shape, &attention), ABSENT, "tier");
     shape.tier = VKMQA_TIER_AUTO;
     REQUIRE(vkmqaCreateAttention(context, &shape, &attention));
     VkmqaKernelInfo kernel = {.structSize = sizeof(kernel)};
     const VkmqaStepLimits limits = {.batch = 1, .totalQ = 1};
     REQUIRE(vkmqaGetKernelInfo(attention, &limits, &kernel));
-    assert_int_equal(kernel.tier, VKMQA_TIER_PORTABLE);
+    assert_int_not_equal(kernel.tier, VKMQA_TIER_SUBGROUP);
     vkmqaDestroyAttention(attention);
     vkmqaDestroyContext(context);
     assert_int_equal(imported.live, 0);
@@ -565,7 +563,7 @@ static void selectorsRejectWhatFitsNothing(void** state) {
             vkmqaCloseDevice(device);
             continue;
         }
-        if (result != VK_ERROR_INITIALIZATION_FAILED && result != (VkResult)INVALID)
+        if (result != VK_ERROR_INITIALIZATION_FAILED && result != INVALID)
             fail_msg("selector \"%s\": VkResult %d", selectors[i], result);
         if (!harness.message[0])
             fail_msg("selector \"%s\": no message", selectors[i]);

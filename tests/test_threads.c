@@ -1,0 +1,138 @@
+// Any number of threads may record with one attention object, each into its own command buffer; objects
+// of one context may be created from several threads at once.
+#define _XOPEN_SOURCE 700 // pthread_barrier_t
+#include "harness.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { THREADS = 4, ROUNDS = 200 };
+
+static const Model model = {.numHeadsQ = 8, .numHeadsKv = 2, .headDimQk = 64, .headDimV = 64,
+                            .pageSize = 16, .io = ORACLE_F16, .k = ORACLE_F16, .v = ORACLE_F16,
+                            .causal = true, .splitSize = 64, .maxSeqLenKv = 512};
+
+typedef struct Worker {
+    pthread_t thread;
+    pthread_barrier_t* start;
+    VkmqaAttention attention;
+    VkCommandBuffer commandBuffer;
+    VkmqaRecorder recorder;
+    Run* run;
+    VkResult result; // the first failure
+} Worker;
+
+// Records append and attention over and over into one command buffer; no call of cmocka from here.
+static void* record(void* argument) {
+    Worker* worker = argument;
+    Run* run = worker->run;
+    const VkmqaAppendInfo append = {.structSize = sizeof(append),
+                                    .recorder = worker->recorder,
+                                    .step = &run->step,
+                                    .kv = &run->kv,
+                                    .newK = run->newK.range,
+                                    .newV = run->newV.range};
+    const VkmqaAttentionInfo attend = {.structSize = sizeof(attend),
+                                       .recorder = worker->recorder,
+                                       .step = &run->step,
+                                       .kv = &run->kv,
+                                       .q = run->q.range,
+                                       .out = run->out.range,
+                                       .lse = run->lse.range,
+                                       .scratch = run->scratch.range};
+    pthread_barrier_wait(worker->start);
+    // Every round also makes requests that are answered from the shared object.
+    for (int i = 0; i < ROUNDS && worker->result == VK_SUCCESS; i++) {
+        VkmqaKernelInfo kernel = {.structSize = sizeof(kernel)};
+        VkmqaBufferRequirements needs;
+        worker->result = vkmqaGetKernelInfo(worker->attention, &run->step.limits, &kernel);
+        if (worker->result == VK_SUCCESS)
+            worker->result =
+                vkmqaGetScratchRequirements(worker->attention, &run->step.limits, &needs);
+        if (i % 50 != 0 || worker->result != VK_SUCCESS)
+            continue;
+        worker->result = vkmqaCmdAppendKv(worker->attention, worker->commandBuffer, &append);
+        if (worker->result == VK_SUCCESS)
+            worker->result = vkmqaCmdAttention(worker->attention, worker->commandBuffer, &attend);
+    }
+    return NULL;
+}
+
+static void threadsShareOneObject(void** state) {
+    (void)state;
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        VkmqaAttention attention;
+        REQUIRE(attentionCreate(&model, harness.tiers[t], &attention));
+        pthread_barrier_t start;
+        pthread_barrier_init(&start, NULL, THREADS);
+        Worker workers[THREADS] = {0};
+        Problem problems[THREADS];
+        Run runs[THREADS];
+        for (uint32_t i = 0; i < THREADS; i++) {
+            const Batch batch = {.count = 2,
+                                 .sequences = {{1, 200 + 31 * (int32_t)i}, {4 + (int32_t)i, 60}},
+                                 .append = true};
+            problems[i] = problemCreate(&model, &batch, 50 + i, true);
+            runs[i] = runCreate(attention, &problems[i], NULL);
+            runUpload(&runs[i], &problems[i]);
+            REQUIRE(vkmqaBeginCommands(runs[i].commands));
+            workers[i] = (Worker){.start = &start,
+                                  .attention = attention,
+                                  .commandBuffer = vkmqaGetCommandBuffer(runs[i].commands),
+                                  .recorder = vkmqaGetCommandsRecorder(runs[i].commands),
+                                  .run = &runs[i]};
+        }
+        for (uint32_t i = 0; i < THREADS; i++)
+            assert_int_equal(pthread_create(&workers[i].thread, NULL, record, &workers[i]), 0);
+        for (uint32_t i = 0; i < THREADS; i++)
+            pthread_join(workers[i].thread, NULL);
+        for (uint32_t i = 0; i < THREADS; i++) {
+            char label[64];
+            snprintf(label, sizeof(label), "%s, thread %u", tierName(harness.tiers[t]), i);
+            if (workers[i].result != VK_SUCCESS)
+                fail_msg("%s: VkResult %d (%s)", label, workers[i].result, harness.message);
+            runSubmit(&runs[i]);
+            Output output = runRead(&runs[i]);
+            runCheck(&runs[i], &problems[i], &output, label);
+            outputDestroy(&output);
+            runDestroy(&runs[i]);
+            problemDestroy(&problems[i]);
+        }
+        pthread_barrier_destroy(&start);
+        vkmqaDestroyAttention(attention);
+    }
+}
+
+static void* create(void* argument) {
+    Worker* worker = argument;
+    pthread_barrier_wait(worker->start);
+    const VkmqaAttentionCreateInfo info = attentionInfo(&model, VKMQA_TIER_AUTO);
+    worker->result = vkmqaCreateAttention(harness.context, &info, &worker->attention);
+    return NULL;
+}
+
+static void threadsCreateObjects(void** state) {
+    (void)state;
+    pthread_barrier_t start;
+    pthread_barrier_init(&start, NULL, THREADS);
+    Worker workers[THREADS] = {0};
+    for (uint32_t i = 0; i < THREADS; i++) {
+        workers[i].start = &start;
+        assert_int_equal(pthread_create(&workers[i].thread, NULL, create, &workers[i]), 0);
+    }
+    for (uint32_t i = 0; i < THREADS; i++) {
+        pthread_join(workers[i].thread, NULL);
+        REQUIRE(workers[i].result);
+        vkmqaDestroyAttention(workers[i].attention);
+    }
+    pthread_barrier_destroy(&start);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(threadsShareOneObject),
+    cmocka_unit_test(threadsCreateObjects),
+};
+
+HARNESS_MAIN(tests)
