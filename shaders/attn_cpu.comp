@@ -2,16 +2,19 @@
 // Attention for CPU drivers that compile shaders to wide vectors (lavapipe from Mesa 26 on): one
 // subgroup per workgroup, lanes = elements of the head dimension, no shared memory, no barriers. A
 // workgroup streams the tokens of its split once for ROWS rows, eight (SUBGROUP) tokens at a time,
-// with the online softmax of Milakov and Gimelshein (arXiv 1805.02867); O stays unnormalised until the
-// end as in FlashAttention-2 (arXiv 2307.08691), splits are merged by attn_merge (flash-decoding).
+// with the online softmax of Milakov and Gimelshein (arXiv 1805.02867); O stays unnormalised until
+// the end as in FlashAttention-2 (arXiv 2307.08691); attn_merge merges splits (flash-decoding).
 //
 // What the driver turns into good code, and why the text looks as it does:
-// - a load whose address is the same in all lanes is a scalar load without a bounds check; when every
-//   lane then selects its own element (elements_*), LLVM folds eight loads into one vector load, for
-//   f16 into one that converts. A load per lane would be a gather;
-// - loops are unrolled ([[unroll]] with a plain counter), so that arrays become registers;
-// - code after a `break` or `return` still runs, masked, and uniform loads in it do take place: every
-//   address is clamped into its buffer, and the loop tests at its end.
+// - a load whose address is the same in all lanes is a scalar load with no bounds check; where all
+//   lanes then select their own element (elements_*), LLVM folds eight loads into one vector load,
+//   for f16 into one that converts. A load per lane would be a gather;
+// - [[unroll]] turns arrays into registers, but only where every loop's bounds are constants by
+//   themselves: a start that an outer loop sets leaves all of them rolled, 50 times slower;
+// - code after a `break` or `return` still runs, masked, and uniform loads in it do take place:
+//   addresses are clamped into their buffers, and the loop over blocks tests at its end;
+// - a pointer that differs between lanes aborts lavapipe 26.1 at 16 lanes: stores index from a
+//   common pointer instead. subgroupAny is a loop over lanes, a shuffle of eight one instruction.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
@@ -21,20 +24,20 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_ballot : require
 #extension GL_KHR_shader_subgroup_shuffle : require
-#extension GL_KHR_shader_subgroup_vote : require
 #include "common.glsl"
 #include "access.glsl"
 layout(push_constant) uniform Push { VkmqaAttentionPush pc; };
 BUFFER(out, VKMQA_BIND_OUT)
 BUFFER(lse, VKMQA_BIND_LSE)
 BUFFER(step, VKMQA_BIND_STEP)
-ROW_WRITER(out)
+ROW_WRITER(out) // for write_columns of tile.glsl
 #include "tile.glsl"
 
-layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Halves { f16vec4 quads[]; };
-layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Floats { vec4 quads[]; };
-layout(buffer_reference, std430, buffer_reference_align = 4) writeonly buffer FloatOut { float x; };
-layout(buffer_reference, std430, buffer_reference_align = 2) writeonly buffer HalfOut { float16_t x; };
+#define REFERENCE(align) layout(buffer_reference, std430, buffer_reference_align = align) buffer
+REFERENCE(8) Halves { f16vec4 quads[]; };
+REFERENCE(16) Floats { vec4 quads[]; };
+REFERENCE(2) HalfOut { float16_t x[]; };
+REFERENCE(4) FloatOut { float x[]; };
 
 const uint TOKENS = SUBGROUP; // of a block: token t's score ends up in lane t
 // Chunks of SUBGROUP elements in a row; lane i holds element chunk * SUBGROUP + i.
@@ -42,29 +45,28 @@ const uint CHUNKS_K = (HEAD_DIM_QK + SUBGROUP - 1u) / SUBGROUP;
 const uint CHUNKS_V = (HEAD_DIM_V + SUBGROUP - 1u) / SUBGROUP;
 // Tokens in a row of the same page, so that one look-up serves them.
 const uint PAGE_RUN = (1u << (PAGE_SHIFT & 15u)) < TOKENS ? 1u << (PAGE_SHIFT & 15u) : TOKENS;
+const uint RUNS = TOKENS / PAGE_RUN; // of a block
 const uint BYTES_K = ((HEAD_DIM_QK * (K_TYPE == VKMQA_F16 ? 2u : 4u)) + 15u) & ~15u;
 const uint BYTES_V = ((HEAD_DIM_V * (V_TYPE == VKMQA_F16 ? 2u : 4u)) + 15u) & ~15u;
 // Whether rows of one tile may belong to different tokens, and so see different positions.
 const bool MIXED = CAUSAL * (RATIO % ROWS) != 0u; // no &&: glslang would not fold it
-#ifndef GROUP
-#define GROUP 4u
-#endif
+const uint GROUP = 4u; // tokens whose chunks are in registers at a time; 2, 4, 8 are equally fast
 
 float q[ROWS * CHUNKS_K], o[ROWS * CHUNKS_V]; // [ROWS, chunks]
 float m[ROWS], l[ROWS]; // running maximum (log2 units), and each lane's share of the running sum
 
-// SUBGROUP elements of a row of T4 quads. Lanes are told apart by a multiple of their index, because
-// Mesa may keep a small constant such as 1 in a loop variable's register, where LLVM cannot see it.
+// SUBGROUP elements of a row of T4 quads. Lanes are told apart by a multiple of their index, as
+// Mesa may keep a small constant such as 1 in a register of a loop, where LLVM cannot see it.
 #define LANE_TAG 0x01010101u
 #define ELEMENTS(T, T4, REF)                                                                       \
-    T elements_##REF(uvec2 row, uint chunk, uint dim) {                                            \
+    T elements_##REF(uvec2 row, uint skip, uint chunk, uint dim) {                                 \
         uint lane = gl_SubgroupInvocationID * LANE_TAG;                                            \
         T x;                                                                                       \
         [[unroll]] for (uint i = 0u; i < SUBGROUP / 4u; ++i) {                                     \
             uint quad = chunk * (SUBGROUP / 4u) + i;                                               \
             if (quad * 4u >= dim)                                                                  \
                 continue;                                                                          \
-            T4 w = REF(row).quads[quad];                                                           \
+            T4 w = REF(row).quads[skip + quad];                                                    \
             x = i == 0u ? w.x : mix(x, w.x, lane == (4u * i + 0u) * LANE_TAG);                     \
             x = mix(x, w.y, lane == (4u * i + 1u) * LANE_TAG);                                     \
             x = mix(x, w.z, lane == (4u * i + 2u) * LANE_TAG);                                     \
@@ -74,15 +76,22 @@ float m[ROWS], l[ROWS]; // running maximum (log2 units), and each lane's share o
     }
 ELEMENTS(float16_t, f16vec4, Halves)
 ELEMENTS(float, vec4, Floats)
-float elements(uvec2 row, uint chunk, uint dim, uint type) {
+// Chunk c of the row `token` rows of rowBytes after `row`.
+float elements(uvec2 row, uint token, uint rowBytes, uint chunk, uint dim, uint type) {
     float x;
     if (type == VKMQA_F16)
-        x = float(elements_Halves(row, chunk, dim));
+        x = float(elements_Halves(row, token * rowBytes / 8u, chunk, dim));
     else
-        x = elements_Floats(row, chunk, dim);
+        x = elements_Floats(row, token * rowBytes / 16u, chunk, dim);
     if ((chunk + 1u) * SUBGROUP > dim) // the row ends inside the chunk
         x = mix(0.0, x, gl_SubgroupInvocationID < dim % SUBGROUP);
     return x;
+}
+float elements_k(uvec2 row, uint token, uint chunk) {
+    return elements(row, token, BYTES_K, chunk, HEAD_DIM_QK, K_TYPE);
+}
+float elements_v(uvec2 row, uint token, uint chunk) {
+    return elements(row, token, BYTES_V, chunk, HEAD_DIM_V, V_TYPE);
 }
 
 float lane_max(float x) {
@@ -108,65 +117,47 @@ void raise_maximum(uint r, float top) {
     [[unroll]] for (uint c = 0u; c < CHUNKS_V; ++c) o[r * CHUNKS_V + c] *= alpha;
 }
 
-// Where the tokens of a block lie. Positions outside [0, end) and in bad pages are not in `seen`, and
-// point to a token that is, so that nothing of theirs is read.
-struct Block {
-    uvec2 k[16]; // TOKENS of them
-    uvec2 v[16];
-    uint seen; // bit t: token t
-};
-Block find_block(Tile tile, uint position, uint end) {
-    Block block;
-    uint last = min(max(end, position + 1u) - 1u - position, TOKENS - 1u);
-    block.seen = 0u;
-    uvec2 safeK = pc.k, safeV = pc.v;
-    [[unroll]] for (uint run = 0u; run < TOKENS; run += PAGE_RUN) {
-        uint first = min(run, last);
-        Slot slot = find_slot(tile, min(position + first, max(end, 1u) - 1u));
-        uvec2 k = cache_row(pc.k, slot, BYTES_K), v = cache_row(pc.v, slot, BYTES_V);
-        [[unroll]] for (uint t = 0u; t < PAGE_RUN; ++t) {
-            uint token = min(run + t, last) - first;
-            block.k[run + t] = add_offset(k, token * BYTES_K);
-            block.v[run + t] = add_offset(v, token * BYTES_V);
-        }
-        uint tokens = run <= last ? min(last + 1u - run, PAGE_RUN) : 0u;
-        if (slot.allowed)
-            block.seen |= ((1u << tokens) - 1u) << run;
-        if (slot.allowed && tokens > 0u) {
-            safeK = k;
-            safeV = v;
-        }
+// Of the block at hand, lane t for token t: scores q k, then weights; and what the rows may see.
+float p[ROWS];
+bool seen[ROWS];
+uvec2 kRun[16], vRun[16]; // the first token of each of RUNS runs
+
+// Turns the scores into weights and takes them into the running sums.
+void softmax() {
+    float growth = 0.0;
+    [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
+        p[r] = mix(NEGATIVE, p[r] * pc.scaleLog2, seen[r]);
+        growth = max(growth, p[r] - m[r]);
     }
-    if (PAGE_RUN < TOKENS) {
-        [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
-            bool seen = (block.seen & (1u << t)) != 0u;
-            block.k[t] = mix(safeK, block.k[t], bvec2(seen));
-            block.v[t] = mix(safeV, block.v[t], bvec2(seen));
-        }
+    // Most blocks raise no maximum. The same in all lanes, and faster here than subgroupAny.
+    if (lane_max(growth) > 0.0) {
+        [[unroll]] for (uint r = 0u; r < ROWS; ++r) raise_maximum(r, max(m[r], lane_max(p[r])));
     }
-    return block;
+    [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
+        p[r] = mix(0.0, exp2(p[r] - m[r]), seen[r]);
+        l[r] += p[r];
+    }
 }
 
-// A block of tokens that are all seen by every row, or by none.
-void stream_block(Block block) {
+// TOKENS tokens that every row sees, at kRun and vRun.
+void stream_block() {
     float s[TOKENS * ROWS]; // [TOKENS, ROWS], each lane's part of q k
     [[unroll]] for (uint group = 0u; group < TOKENS; group += GROUP) {
         [[unroll]] for (uint c = 0u; c < CHUNKS_K; ++c) {
-            [[unroll]] for (uint t = group; t < group + GROUP; ++t) {
-                float k = elements(block.k[t], c, HEAD_DIM_QK, K_TYPE);
+            [[unroll]] for (uint i = 0u; i < GROUP; ++i) {
+                uint t = group + i;
+                float x = elements_k(kRun[t / PAGE_RUN], t % PAGE_RUN, c);
                 [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
-                    float product = q[r * CHUNKS_K + c] * k;
+                    float product = q[r * CHUNKS_K + c] * x;
                     s[t * ROWS + r] = c == 0u ? product : s[t * ROWS + r] + product;
                 }
             }
         }
     }
 
-    // Sum over the lanes of all tokens at once (transpose-reduce): in each turn half of the lanes keep
-    // an even token, half an odd one, until lane t holds token t.
+    // Sum over the lanes of all tokens at once (transpose-reduce): in each turn half of the lanes
+    // keep an even token, half an odd one, until lane t holds token t.
     uint lane = gl_SubgroupInvocationID;
-    float p[ROWS];
-    bool seen = ((block.seen >> lane) & 1u) != 0u, grows = false;
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
         [[unroll]] for (uint turn = 0u; turn < 4u; ++turn) {
             uint width = 1u << turn;
@@ -181,55 +172,59 @@ void stream_block(Block block) {
                 s[even_ * ROWS + r] = mix(a, b, odd) + subgroupShuffleXor(mix(b, a, odd), width);
             }
         }
-        p[r] = mix(NEGATIVE, s[r] * pc.scaleLog2, seen);
-        grows = grows || p[r] > m[r];
+        p[r] = s[r];
+        seen[r] = true;
     }
-    // Most blocks do not raise any maximum.
-    if (subgroupAny(grows)) {
-        [[unroll]] for (uint r = 0u; r < ROWS; ++r) raise_maximum(r, max(m[r], lane_max(p[r])));
-    }
-    [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
-        p[r] = mix(0.0, exp2(p[r] - m[r]), seen);
-        l[r] += p[r];
-    }
+    softmax();
 
     float weight[TOKENS * ROWS]; // [TOKENS, ROWS], the same in all lanes
     [[unroll]] for (uint t = 0u; t < TOKENS; ++t)
-        [[unroll]] for (uint r = 0u; r < ROWS; ++r) weight[t * ROWS + r] = subgroupBroadcast(p[r], t);
+        [[unroll]] for (uint r = 0u; r < ROWS; ++r)
+            weight[t * ROWS + r] = subgroupBroadcast(p[r], t);
     [[unroll]] for (uint group = 0u; group < TOKENS; group += GROUP) {
         [[unroll]] for (uint c = 0u; c < CHUNKS_V; ++c) {
-            [[unroll]] for (uint t = group; t < group + GROUP; ++t) {
-                float v = elements(block.v[t], c, HEAD_DIM_V, V_TYPE);
+            [[unroll]] for (uint i = 0u; i < GROUP; ++i) {
+                uint t = group + i;
+                float x = elements_v(vRun[t / PAGE_RUN], t % PAGE_RUN, c);
                 [[unroll]] for (uint r = 0u; r < ROWS; ++r)
-                    o[r * CHUNKS_V + c] += weight[t * ROWS + r] * v;
+                    o[r * CHUNKS_V + c] += weight[t * ROWS + r] * x;
             }
         }
     }
 }
 
-// One token that some rows see and others do not. Select, never 0 * V: it may be NaN.
-void stream_token(Tile tile, uint position) {
-    Slot slot = find_slot(tile, min(position, max(tile.end, 1u) - 1u));
-    uvec2 row = cache_row(pc.k, slot, BYTES_K);
-    float s[ROWS], p[ROWS];
-    [[unroll]] for (uint r = 0u; r < ROWS; ++r) s[r] = 0.0;
-    [[unroll]] for (uint c = 0u; c < CHUNKS_K; ++c) {
-        float k = elements(row, c, HEAD_DIM_QK, K_TYPE);
-        [[unroll]] for (uint r = 0u; r < ROWS; ++r) s[r] += q[r * CHUNKS_K + c] * k;
+// The same for tokens [position, position + TOKENS) of which some are not there, lie in a bad page,
+// or are not seen by every row: one token after the other. Select, never 0 * V: V may be NaN.
+void stream_edge(Tile tile, uint position) {
+    uint lane = gl_SubgroupInvocationID, count = min(max(tile.end, position) - position, TOKENS);
+    [[unroll]] for (uint r = 0u; r < ROWS; ++r) p[r] = 0.0;
+    uint allowed = 0u;
+    uint last = max(tile.end, 1u) - 1u;
+    for (uint t = 0u; t < count; ++t) {
+        Slot slot = find_slot(tile, min(position + t, last));
+        allowed |= slot.allowed ? 1u << t : 0u;
+        uvec2 row = cache_row(pc.k, slot, BYTES_K);
+        float s[ROWS];
+        [[unroll]] for (uint r = 0u; r < ROWS; ++r) s[r] = 0.0;
+        [[unroll]] for (uint c = 0u; c < CHUNKS_K; ++c) {
+            float x = elements_k(row, 0u, c);
+            [[unroll]] for (uint r = 0u; r < ROWS; ++r) s[r] += q[r * CHUNKS_K + c] * x;
+        }
+        [[unroll]] for (uint r = 0u; r < ROWS; ++r) p[r] = mix(p[r], lane_sum(s[r]), lane == t);
     }
-    bool seen[ROWS];
-    [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
-        seen[r] = slot.allowed && position < row_limit(tile, r);
-        float score = mix(NEGATIVE, lane_sum(s[r]) * pc.scaleLog2, seen[r]);
-        raise_maximum(r, max(m[r], score));
-        p[r] = mix(0.0, exp2(score - m[r]), seen[r]);
-        l[r] += gl_SubgroupInvocationID == 0u ? p[r] : 0.0;
-    }
-    row = cache_row(pc.v, slot, BYTES_V);
-    [[unroll]] for (uint c = 0u; c < CHUNKS_V; ++c) {
-        float v = elements(row, c, HEAD_DIM_V, V_TYPE);
-        [[unroll]] for (uint r = 0u; r < ROWS; ++r)
-            o[r * CHUNKS_V + c] += mix(0.0, p[r] * v, seen[r]);
+    [[unroll]] for (uint r = 0u; r < ROWS; ++r)
+        seen[r] = (allowed >> lane & 1u) != 0u && position + lane < row_limit(tile, r);
+    softmax();
+    for (uint t = 0u; t < count; ++t) {
+        Slot slot = find_slot(tile, min(position + t, last));
+        uvec2 row = cache_row(pc.v, slot, BYTES_V);
+        float weight[ROWS];
+        [[unroll]] for (uint r = 0u; r < ROWS; ++r) weight[r] = subgroupShuffle(p[r], t);
+        [[unroll]] for (uint c = 0u; c < CHUNKS_V; ++c) {
+            float x = elements_v(row, 0u, c);
+            [[unroll]] for (uint r = 0u; r < ROWS; ++r)
+                o[r * CHUNKS_V + c] += mix(0.0, weight[r] * x, weight[r] > 0.0);
+        }
     }
 }
 
@@ -247,9 +242,9 @@ void write_row(Tile tile, uint r, float sum) {
         if ((c + 1u) * SUBGROUP > HEAD_DIM_V && column >= HEAD_DIM_V)
             continue;
         if (parts || IO_TYPE == VKMQA_F32)
-            FloatOut(add_offset(row, column * 4u)).x = x;
+            FloatOut(row).x[column] = x;
         else
-            HalfOut(add_offset(row, column * 2u)).x = float16_t(x);
+            HalfOut(row).x[column] = float16_t(x);
     }
 }
 
@@ -266,24 +261,29 @@ void main() {
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
         uvec2 row = query_row(tile, r);
         [[unroll]] for (uint c = 0u; c < CHUNKS_K; ++c)
-            q[r * CHUNKS_K + c] = elements(row, c, HEAD_DIM_QK, IO_TYPE);
+            q[r * CHUNKS_K + c] = elements(row, 0u, 0u, c, HEAD_DIM_QK, IO_TYPE);
         [[unroll]] for (uint c = 0u; c < CHUNKS_V; ++c) o[r * CHUNKS_V + c] = 0.0;
         m[r] = NEGATIVE;
         l[r] = 0.0;
     }
 
-    uint end = empty ? 0u : MIXED ? max(common_limit(tile), tile.begin) : tile.end;
-    uint position = tile.begin;
-    if (position < end) {
+    // Blocks up to `whole` are seen by all rows.
+    uint position = tile.begin, whole = MIXED ? min(common_limit(tile), tile.end) : tile.end;
+    if (position < tile.end) {
         do {
-            Block block = find_block(tile, position, end);
-            if (block.seen != 0u)
-                stream_block(block);
+            bool all_ = position + TOKENS <= whole;
+            [[unroll]] for (uint run = 0u; run < RUNS; ++run) {
+                Slot slot = find_slot(tile, min(position + run * PAGE_RUN, tile.end - 1u));
+                all_ = all_ && slot.allowed;
+                kRun[run] = cache_row(pc.k, slot, BYTES_K);
+                vRun[run] = cache_row(pc.v, slot, BYTES_V);
+            }
+            if (all_)
+                stream_block();
+            else
+                stream_edge(tile, position);
             position += TOKENS;
-        } while (position < end);
-    }
-    if (MIXED) {
-        for (position = end; position < tile.end; ++position) stream_token(tile, position);
+        } while (position < tile.end);
     }
 
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {

@@ -31,8 +31,11 @@ Tile find_tile() {
     tile.split = gl_WorkGroupID.z % pc.splits;
     uint index = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     uint low = 0u, high = pc.batch; // first_tile(low) <= index
-    while (high - low > 1u) {
-        uint middle = (low + high) / 2u;
+    // A 1 that is no constant: Mesa would keep the constant in a register of the loop for all of
+    // the shader, and lavapipe could no longer see that, say, lane == 1 is known.
+    uint one = min(pc.batch, 1u);
+    while (high - low > one) {
+        uint middle = (low + high) >> one;
         if (first_tile(middle) <= index)
             low = middle;
         else
@@ -45,7 +48,12 @@ Tile find_tile() {
     tile.query = ordered ? uint(start) : 0u;
     tile.lenQ = ordered ? uint(stop - start) : 0u;
     uint rows = tile.lenQ * RATIO;
-    tile.row = (index - first_tile(low)) * ROWS;
+    // Causal tiles grow with their position; drivers that give each thread one contiguous piece of
+    // the grid want short and long ones to alternate: 0, n - 1, 1, n - 2 ...
+    uint turn = index - first_tile(low), tiles = (rows + ROWS - 1u) / ROWS;
+    if (CAUSAL != 0u && turn < tiles)
+        turn = turn % 2u == 0u ? turn / 2u : tiles - 1u - turn / 2u;
+    tile.row = turn * ROWS;
     tile.rows = tile.row < rows ? min(rows - tile.row, ROWS) : 0u;
 
     int lenKv = step_int(pc.seqLensKv, low);

@@ -43,7 +43,8 @@ static const struct VkmqaKernel kernels[] = {
     // name         tier                  shader                        bind  cpu   half  driver   from        sg min max dim  rows inv clu blk split  wgs
     {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  1,   0,   1, 0, 512,  16, WIDE},
     {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  2,   0,   1, 0, 512,  16, WIDE},
-    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  4,   0,   1, 0, 512,  16, WIDE},
+    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 128,  4,   0,   1, 0, 512,  16, WIDE},
+    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16,  64,  8,   0,   1, 0, 512,  16, WIDE},
     {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, 0,        0,           8, 8, 256,  8,   8,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, 0,        0,           4, 4, 256,  4,   4,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
