@@ -142,8 +142,8 @@ CompareResult compareOut(const CompareTensor* tensor) {
         Allowance allowance = allowanceOf(&groups[i]);
         allowance.max = fmax(allowance.max, medianMax);
         allowance.mean = fmax(allowance.mean, medianMean);
-        result.right = judge(&groups[i], allowance, tensor->maxNmse, where, result.text,
-                             sizeof(result.text));
+        result.right =
+            judge(&groups[i], allowance, tensor->maxNmse, where, result.text, sizeof(result.text));
     }
     if (result.right)
         result.right = judge(&all, allowanceOf(&all), tensor->maxNmse, "whole tensor", result.text,

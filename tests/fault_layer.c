@@ -18,9 +18,7 @@ static VkDevice currentDevice;
 static uint32_t dispatches;
 static enum { FAULT_NONE, FAULT_DISPATCH, FAULT_SECOND, FAULT_SUBMIT } fault;
 
-static PFN_vkVoidFunction next(const char* name) {
-    return nextDeviceProcAddr(currentDevice, name);
-}
+static PFN_vkVoidFunction next(const char* name) { return nextDeviceProcAddr(currentDevice, name); }
 
 static VKAPI_ATTR VkResult VKAPI_CALL createInstance(const VkInstanceCreateInfo* info,
                                                      const VkAllocationCallbacks* allocator,

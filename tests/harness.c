@@ -337,8 +337,8 @@ Problem problemFromCase(const CaseFile* file, OracleType cacheType, uint64_t see
     Batch batch = {.count = given->batch, .append = true};
     assert_true(given->batch <= MAX_SEQUENCES);
     for (uint32_t b = 0; b < batch.count; b++)
-        batch.sequences[b] = (Sequence){given->cuSeqlensQ[b + 1] - given->cuSeqlensQ[b],
-                                        given->seqLensKv[b]};
+        batch.sequences[b] =
+            (Sequence){given->cuSeqlensQ[b + 1] - given->cuSeqlensQ[b], given->seqLensKv[b]};
     Random random = {seed};
     Problem problem = problemLayout(&model, &batch, &random);
     size_t rowsQ = (size_t)problem.totalQ * model.numHeadsQ;
@@ -453,8 +453,8 @@ static size_t stridedElements(VkmqaStrides strides, uint32_t tokens, uint32_t he
 
 static Guarded createStrided(VkmqaStrides strides, uint32_t tokens, uint32_t heads, uint32_t dim,
                              OracleType type) {
-    const VkmqaBufferRequirements needs = {
-        .size = stridedElements(strides, tokens, heads, dim) * oracleElementBytes(type)};
+    const VkmqaBufferRequirements needs = {.size = stridedElements(strides, tokens, heads, dim) *
+                                                   oracleElementBytes(type)};
     return guardedCreate(&needs);
 }
 
@@ -505,8 +505,8 @@ Run runCreate(VkmqaAttention attention, const Problem* problem, const VkmqaStepL
     const VkmqaStepLimits* most = &run.step.limits;
     VkmqaKvRequirements kvNeeds = {.structSize = sizeof(kvNeeds)};
     VkmqaBufferRequirements stepNeeds, scratchNeeds;
-    const VkmqaBufferRequirements lseNeeds = {
-        .size = sizeof(float) * (VkDeviceSize)most->totalQ * model->numHeadsQ};
+    const VkmqaBufferRequirements lseNeeds = {.size = sizeof(float) * (VkDeviceSize)most->totalQ *
+                                                      model->numHeadsQ};
     REQUIRE(vkmqaGetKvRequirements(attention, problem->numPages, &kvNeeds));
     REQUIRE(vkmqaGetStepLayout(attention, most, &run.step.layout, &stepNeeds));
     REQUIRE(vkmqaGetScratchRequirements(attention, most, &scratchNeeds));
@@ -581,8 +581,8 @@ void runUpload(Run* run, const Problem* problem) {
                   model->headDimQk, model->io);
     Guarded* caches[] = {&run->k, &run->v};
     for (int isV = 0; isV < 2; isV++) {
-        uint8_t* image = problem->batch.append ? poisoned(caches[isV]->range.size)
-                                               : problemImage(problem, isV);
+        uint8_t* image =
+            problem->batch.append ? poisoned(caches[isV]->range.size) : problemImage(problem, isV);
         guardedUpload(caches[isV], image);
         free(image);
     }

@@ -90,12 +90,12 @@ void guardedCheck(const Guarded* guarded, const char* name); // fails the test i
 // One attention object: the model's shape.
 typedef struct Model {
     uint32_t numHeadsQ, numHeadsKv, headDimQk, headDimV;
-    uint32_t pageSize;     // 0 = contiguous
-    OracleType io, k, v;   // new rows come as f32
+    uint32_t pageSize;   // 0 = contiguous
+    OracleType io, k, v; // new rows come as f32
     bool causal;
-    uint32_t splitSize;    // 0 = default
+    uint32_t splitSize; // 0 = default
     uint32_t maxSeqLenKv;
-    float scale;           // 0 = default
+    float scale; // 0 = default
 } Model;
 
 typedef struct Sequence {
@@ -107,8 +107,8 @@ typedef struct Sequence {
 typedef struct Batch {
     uint32_t count;
     Sequence sequences[MAX_SEQUENCES];
-    bool gaps;      // rows in strided slices, query rows that belong to no sequence, slack in limits
-    bool append;    // the cache is filled by vkmqaCmdAppendKv, else by the oracle
+    bool gaps;   // rows in strided slices, query rows that belong to no sequence, slack in limits
+    bool append; // the cache is filled by vkmqaCmdAppendKv, else by the oracle
     float sharpness;   // factor of q; 0 = 1; 30 makes softmax near one-hot
     uint32_t numPages; // 0 = what the sequences need and three more; ignored when contiguous
 } Batch;
@@ -117,13 +117,14 @@ typedef struct Problem {
     Model model;
     Batch batch;
     int32_t cuSeqlensQ[MAX_SEQUENCES + 1], seqLensKv[MAX_SEQUENCES];
-    int32_t* pageTable; // [batch, maxPages]; entries past a length are garbage; null when contiguous
-    int32_t* slots;     // [totalKv]
+    int32_t*
+        pageTable;  // [batch, maxPages]; entries past a length are garbage; null when contiguous
+    int32_t* slots; // [totalKv]
     uint32_t maxPages, numPages, pageTokens, totalQ, totalKv;
-    float* q;           // [totalQ, numHeadsQ, headDimQk], as stored
-    float *newK, *newV; // [totalKv, numHeadsKv, headDim], before conversion
-    float *k, *v;       // the same as stored in the cache
-    double *out, *lse;  // R
+    float* q;                   // [totalQ, numHeadsQ, headDimQk], as stored
+    float *newK, *newV;         // [totalKv, numHeadsKv, headDim], before conversion
+    float *k, *v;               // the same as stored in the cache
+    double *out, *lse;          // R
     float *plainOut, *plainLse; // P
 } Problem;
 

@@ -4,13 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char* oracleTypeName(OracleType type) {
-    return type == ORACLE_F32 ? "f32" : "f16";
-}
+const char* oracleTypeName(OracleType type) { return type == ORACLE_F32 ? "f32" : "f16"; }
 
-size_t oracleElementBytes(OracleType type) {
-    return type == ORACLE_F32 ? 4 : 2;
-}
+size_t oracleElementBytes(OracleType type) { return type == ORACLE_F32 ? 4 : 2; }
 
 double oracleRounding(OracleType type, double magnitude) {
     // Half the distance to the next value, and never less than half the smallest denormal.
@@ -84,8 +80,8 @@ size_t oracleRowOffset(const OracleCache* cache, uint32_t slot, uint32_t head) {
     return ((page * cache->numHeads + head) * cache->pageTokens + offset) * oracleRowBytes(cache);
 }
 
-void oracleAppend(const OracleCache* cache, uint8_t* image, OracleType sourceType, const void* source,
-                  const int32_t* slots, uint32_t tokens) {
+void oracleAppend(const OracleCache* cache, uint8_t* image, OracleType sourceType,
+                  const void* source, const int32_t* slots, uint32_t tokens) {
     size_t sourceBytes = cache->headDim * oracleElementBytes(sourceType);
     float values[1024];
     for (uint32_t t = 0; t < tokens; t++) {

@@ -36,8 +36,8 @@ size_t oracleCacheBytes(const OracleCache* cache);
 size_t oracleRowOffset(const OracleCache* cache, uint32_t slot, uint32_t head);
 // Stores source rows [tokens, numHeads, headDim] of sourceType at their slots; -1 skips. f32 stored as
 // f32 keeps every bit; everything else is a conversion, in which a NaN becomes canonical.
-void oracleAppend(const OracleCache* cache, uint8_t* image, OracleType sourceType, const void* source,
-                  const int32_t* slots, uint32_t tokens);
+void oracleAppend(const OracleCache* cache, uint8_t* image, OracleType sourceType,
+                  const void* source, const int32_t* slots, uint32_t tokens);
 // Values [tokens, numHeads, headDim] of the given slots.
 void oracleGather(const OracleCache* cache, const uint8_t* image, const int32_t* slots,
                   uint32_t tokens, float* values);

@@ -27,7 +27,8 @@ static VKAPI_ATTR void* VKAPI_CALL countedAllocate(void* user, size_t size, size
     if (alignment < 2 * sizeof(void*))
         alignment = 2 * sizeof(void*);
     // In front, for freeing and reallocation: size and alignment.
-    size_t* block = aligned_alloc(alignment, (alignment + size + alignment - 1) / alignment * alignment);
+    size_t* block =
+        aligned_alloc(alignment, (alignment + size + alignment - 1) / alignment * alignment);
     if (!block)
         return NULL;
     owner->live++;
@@ -119,9 +120,12 @@ static const VkResult INVALID = VK_ERROR_VALIDATION_FAILED_EXT;
 static const VkResult ABSENT = VK_ERROR_FEATURE_NOT_PRESENT;
 
 static VkmqaAttentionCreateInfo goodAttention(void) {
-    const VkmqaAttentionCreateInfo info = {
-        .structSize = sizeof(info), .numHeadsQ = 8, .numHeadsKv = 2, .headDimQk = 64, .pageSize = 16,
-        .maxSeqLenKv = 512};
+    const VkmqaAttentionCreateInfo info = {.structSize = sizeof(info),
+                                           .numHeadsQ = 8,
+                                           .numHeadsKv = 2,
+                                           .headDimQk = 64,
+                                           .pageSize = 16,
+                                           .maxSeqLenKv = 512};
     return info;
 }
 
@@ -164,7 +168,8 @@ static void contextsRejectBadInput(void** state) {
     assert_int_equal(vkmqaGetDeviceRequirements(NULL, &requirements), INVALID);
     assert_int_equal(vkmqaGetDeviceRequirements(&needs, NULL), INVALID);
     needs.apiVersion = VK_API_VERSION_1_0;
-    assert_int_equal(vkmqaGetDeviceRequirements(&needs, &requirements), VK_ERROR_INCOMPATIBLE_DRIVER);
+    assert_int_equal(vkmqaGetDeviceRequirements(&needs, &requirements),
+                     VK_ERROR_INCOMPATIBLE_DRIVER);
     needs.apiVersion = imported.info.apiVersion;
     needs.physicalDevice = VK_NULL_HANDLE;
     assert_int_equal(vkmqaGetDeviceRequirements(&needs, &requirements), INVALID);
@@ -320,9 +325,17 @@ static void sizesRejectBadInput(void** state) {
 
 // ---- Recording -------------------------------------------------------------------------------------
 
-static const Model model = {.numHeadsQ = 8, .numHeadsKv = 2, .headDimQk = 64, .headDimV = 64,
-                            .pageSize = 16, .io = ORACLE_F16, .k = ORACLE_F16, .v = ORACLE_F16,
-                            .causal = true, .splitSize = 64, .maxSeqLenKv = 512};
+static const Model model = {.numHeadsQ = 8,
+                            .numHeadsKv = 2,
+                            .headDimQk = 64,
+                            .headDimV = 64,
+                            .pageSize = 16,
+                            .io = ORACLE_F16,
+                            .k = ORACLE_F16,
+                            .v = ORACLE_F16,
+                            .causal = true,
+                            .splitSize = 64,
+                            .maxSeqLenKv = 512};
 
 // Everything a good pair of calls is made of, to be spoiled one field at a time.
 typedef struct Calls {
@@ -548,11 +561,12 @@ static void recordersAreChecked(void** state) {
 
 static void selectorsRejectWhatFitsNothing(void** state) {
     (void)state;
-    static const char* const selectors[] = {"99",          "name:no such device", "uuid:zz",
-                                            "uuid:00",     "type:quantum",        "gpu",
-                                            "",            "-1",                  "name:"};
+    static const char* const selectors[] = {
+        "99",   "name:no such device", "uuid:zz", "uuid:00", "type:quantum", "gpu", "", "-1",
+        "name:"};
     for (size_t i = 0; i < COUNT(selectors); i++) {
-        VkmqaDeviceOpenInfo info = {.structSize = sizeof(info), .selector = selectors[i],
+        VkmqaDeviceOpenInfo info = {.structSize = sizeof(info),
+                                    .selector = selectors[i],
                                     .messageCallback = harnessMessage};
         VkmqaDevice device = NULL;
         harness.message[0] = 0;
@@ -606,14 +620,10 @@ static void memoriesRejectBadRanges(void** state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(contextsRejectBadInput),
-    cmocka_unit_test(attentionRejectsBadShapes),
-    cmocka_unit_test(largerStructsNeedZeroTails),
-    cmocka_unit_test(missingFeaturesAreNamed),
-    cmocka_unit_test(sizesRejectBadInput),
-    cmocka_unit_test(rejectedCallsRecordNothing),
-    cmocka_unit_test(recordersAreChecked),
-    cmocka_unit_test(selectorsRejectWhatFitsNothing),
+    cmocka_unit_test(contextsRejectBadInput),     cmocka_unit_test(attentionRejectsBadShapes),
+    cmocka_unit_test(largerStructsNeedZeroTails), cmocka_unit_test(missingFeaturesAreNamed),
+    cmocka_unit_test(sizesRejectBadInput),        cmocka_unit_test(rejectedCallsRecordNothing),
+    cmocka_unit_test(recordersAreChecked),        cmocka_unit_test(selectorsRejectWhatFitsNothing),
     cmocka_unit_test(memoriesRejectBadRanges),
 };
 

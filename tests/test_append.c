@@ -93,7 +93,8 @@ static Side sideCreate(OracleCache cache, OracleType source, VkmqaStrides stride
     uint8_t* strided = randomBytes(random, sourceNeeds.size);
     for (uint32_t t = 0; t < tokens; t++)
         for (uint32_t h = 0; h < cache.numHeads; h++)
-            memcpy(strided + ((size_t)t * side.strides.token + (size_t)h * side.strides.head) * element,
+            memcpy(strided +
+                       ((size_t)t * side.strides.token + (size_t)h * side.strides.head) * element,
                    rows + ((size_t)t * cache.numHeads + h) * rowBytes, rowBytes);
     guardedUpload(&side.source, strided);
     free(strided);
@@ -127,8 +128,10 @@ static void appendAndCheck(const AppendShape* shape, VkmqaTier tier, uint8_t* ro
                            const int32_t* slots, const char* label, Random* random) {
     VkmqaAttention attention = createFor(shape, tier);
     uint32_t pageTokens = shape->pageSize ? shape->pageSize : CONTIGUOUS_TOKENS;
-    OracleCache cacheK = {shape->k, shape->numPages, shape->numHeadsKv, pageTokens, shape->headDimQk};
-    OracleCache cacheV = {shape->v, shape->numPages, shape->numHeadsKv, pageTokens, shape->headDimV};
+    OracleCache cacheK = {shape->k, shape->numPages, shape->numHeadsKv, pageTokens,
+                          shape->headDimQk};
+    OracleCache cacheV = {shape->v, shape->numPages, shape->numHeadsKv, pageTokens,
+                          shape->headDimV};
     Side k = sideCreate(cacheK, shape->source, shape->strideK, rowsK, slots, shape->tokens, random);
     Side v = sideCreate(cacheV, shape->source, shape->strideV, rowsV, slots, shape->tokens, random);
     const VkmqaStepLimits limits = {.batch = 1, .totalQ = 1, .newTokens = shape->tokens};
@@ -231,11 +234,11 @@ static float* criticalValues(size_t* count) {
             values[n++] = -near[i];
         }
     }
-    static const uint32_t special[] = {
-        0x00000000, 0x80000000, 0x00000001, 0x80000001, 0x007FFFFF, 0x00800000, 0x33000000,
-        0x33000001, 0x32FFFFFF, 0x477FEFFF, 0x477FF000, 0x477FFFFF, 0x47800000, 0x7F7FFFFF,
-        0xFF7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001, 0xFF800001,
-        0x7FFFFFFF, 0xFFFFFFFF, 0x7FA00000};
+    static const uint32_t special[] = {0x00000000, 0x80000000, 0x00000001, 0x80000001, 0x007FFFFF,
+                                       0x00800000, 0x33000000, 0x33000001, 0x32FFFFFF, 0x477FEFFF,
+                                       0x477FF000, 0x477FFFFF, 0x47800000, 0x7F7FFFFF, 0xFF7FFFFF,
+                                       0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001,
+                                       0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FA00000};
     memcpy(values + n, special, sizeof(special));
     n += COUNT(special);
     while (n % 64)
@@ -291,7 +294,8 @@ static void f16SourcesAreExact(void** state) {
 static void f16NanIsCanonical(void** state) {
     (void)state;
     AppendShape shape = {1, 8, 8, 16, 1, F16, F16, F16, {0, 0}, {0, 0}, 1};
-    static const uint16_t nans[8] = {0x7E00, 0xFE00, 0x7C01, 0xFC01, 0x7FFF, 0xFFFF, 0x7D00, 0x3C00};
+    static const uint16_t nans[8] = {0x7E00, 0xFE00, 0x7C01, 0xFC01,
+                                     0x7FFF, 0xFFFF, 0x7D00, 0x3C00};
     const int32_t slot = 5;
     for (uint32_t t = 0; t < harness.tierCount; t++) {
         Random random = {3};

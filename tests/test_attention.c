@@ -13,14 +13,26 @@
 
 // ---- Batches -------------------------------------------------------------------------------------
 
-enum { DECODE, RAGGED, EDGES_SMALL, EDGES_64, EDGES_256, EDGES_1024, CHUNKS, PREFILL, NOTHING, SHARP };
+enum {
+    DECODE,
+    RAGGED,
+    EDGES_SMALL,
+    EDGES_64,
+    EDGES_256,
+    EDGES_1024,
+    CHUNKS,
+    PREFILL,
+    NOTHING,
+    SHARP
+};
 
 static const Batch batches[] = {
     [DECODE] = {4, {{1, 1}, {1, 300}, {1, 64}, {1, 129}}, .append = true},
     // Prefill, chunked prefill, decode, no queries, no tokens, more queries than tokens.
     [RAGGED] = {7, {{17, 17}, {5, 200}, {1, 333}, {0, 50}, {3, 0}, {7, 3}, {2, 65}}, .gaps = true},
     [EDGES_SMALL] = {8, {{1, 1}, {1, 7}, {1, 8}, {1, 9}, {2, 15}, {1, 17}, {1, 31}, {1, 33}}},
-    [EDGES_64] = {8, {{1, 63}, {1, 64}, {1, 65}, {3, 127}, {1, 128}, {1, 129}, {1, 32}, {1, 16}},
+    [EDGES_64] = {8,
+                  {{1, 63}, {1, 64}, {1, 65}, {3, 127}, {1, 128}, {1, 129}, {1, 32}, {1, 16}},
                   .append = true},
     [EDGES_256] = {6, {{1, 191}, {1, 193}, {1, 255}, {1, 256}, {4, 257}, {1, 320}}, .gaps = true},
     [EDGES_1024] = {5, {{1, 1023}, {1, 1024}, {1, 1025}, {1, 511}, {1, 513}}},
@@ -31,11 +43,10 @@ static const Batch batches[] = {
 };
 
 static const char* const batchNames[] = {
-    [DECODE] = "decode",          [RAGGED] = "ragged",
-    [EDGES_SMALL] = "edges 1-33", [EDGES_64] = "edges 64-129",
-    [EDGES_256] = "edges 256",    [EDGES_1024] = "edges 1024",
-    [CHUNKS] = "chunks",          [PREFILL] = "prefill",
-    [NOTHING] = "nothing",        [SHARP] = "near one-hot",
+    [DECODE] = "decode",         [RAGGED] = "ragged",       [EDGES_SMALL] = "edges 1-33",
+    [EDGES_64] = "edges 64-129", [EDGES_256] = "edges 256", [EDGES_1024] = "edges 1024",
+    [CHUNKS] = "chunks",         [PREFILL] = "prefill",     [NOTHING] = "nothing",
+    [SHARP] = "near one-hot",
 };
 
 // ---- Models --------------------------------------------------------------------------------------
@@ -49,7 +60,7 @@ typedef struct Shape {
 #define F16 ORACLE_F16
 #define F32 ORACLE_F32
 #define MODEL(hq, hkv, dqk, dv, page, io, k, v, causal, split)                                     \
-    {hq, hkv, dqk, dv, page, io, k, v, causal, split, 1100, 0}
+    { hq, hkv, dqk, dv, page, io, k, v, causal, split, 1100, 0 }
 
 static const Shape shapes[] = {
     {MODEL(8, 1, 64, 64, 16, F16, F16, F16, true, 64), {RAGGED, EDGES_64, SHARP}, 3},
@@ -125,8 +136,15 @@ static void caseFilesPass(void** state) {
 
 static void longContextIsRight(void** state) {
     (void)state;
-    const Model model = {.numHeadsQ = 8, .numHeadsKv = 1, .headDimQk = 64, .headDimV = 64,
-                         .pageSize = 16, .io = F16, .k = F16, .v = F16, .causal = true,
+    const Model model = {.numHeadsQ = 8,
+                         .numHeadsKv = 1,
+                         .headDimQk = 64,
+                         .headDimV = 64,
+                         .pageSize = 16,
+                         .io = F16,
+                         .k = F16,
+                         .v = F16,
+                         .causal = true,
                          .maxSeqLenKv = 32768};
     const Batch batch = {2, {{1, 20000}, {2, 5}}, .append = true};
     Problem problem = problemCreate(&model, &batch, 7, true);
@@ -136,9 +154,18 @@ static void longContextIsRight(void** state) {
 
 static void scaleIsUsed(void** state) {
     (void)state;
-    const Model model = {.numHeadsQ = 8, .numHeadsKv = 1, .headDimQk = 64, .headDimV = 64,
-                         .pageSize = 16, .io = F16, .k = F16, .v = F16, .causal = true,
-                         .splitSize = 64, .maxSeqLenKv = 1100, .scale = 0.3f};
+    const Model model = {.numHeadsQ = 8,
+                         .numHeadsKv = 1,
+                         .headDimQk = 64,
+                         .headDimV = 64,
+                         .pageSize = 16,
+                         .io = F16,
+                         .k = F16,
+                         .v = F16,
+                         .causal = true,
+                         .splitSize = 64,
+                         .maxSeqLenKv = 1100,
+                         .scale = 0.3f};
     Problem problem = problemCreate(&model, &batches[RAGGED], 8, true);
     forEachTier(&model, &problem, runProblem);
     problemDestroy(&problem);
@@ -157,7 +184,8 @@ static void ignoresUnowned(VkmqaAttention attention, const Problem* problem, con
         runSubmit(&run);
         Output output = runRead(&run);
         if (!outputsEqual(&run, &poisoned, &output))
-            fail_msg("%s: filling what nobody owns with 0x%08x changes the output", label, fills[i]);
+            fail_msg("%s: filling what nobody owns with 0x%08x changes the output", label,
+                     fills[i]);
         outputDestroy(&output);
     }
     // The same command buffer once more: two runs give the same bits.
@@ -246,12 +274,9 @@ static void everyKernelIsRight(void** state) {
 
 int main(void) {
     const struct CMUnitTest properties[] = {
-        cmocka_unit_test(caseFilesPass),
-        cmocka_unit_test(longContextIsRight),
-        cmocka_unit_test(scaleIsUsed),
-        cmocka_unit_test(whatNobodyOwnsChangesNothing),
-        cmocka_unit_test(lseIsOptional),
-        cmocka_unit_test(everyKernelIsRight),
+        cmocka_unit_test(caseFilesPass), cmocka_unit_test(longContextIsRight),
+        cmocka_unit_test(scaleIsUsed),   cmocka_unit_test(whatNobodyOwnsChangesNothing),
+        cmocka_unit_test(lseIsOptional), cmocka_unit_test(everyKernelIsRight),
     };
     struct CMUnitTest perShape[COUNT(shapes)];
     char names[COUNT(shapes)][128];

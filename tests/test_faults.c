@@ -177,8 +177,14 @@ static void emptyRowsAreExact(void** state) {
     const double out[4] = {0, 0, 1, 2}, lse[2] = {-INFINITY, 1};
     const float plain[4] = {0, 0, 1.5f, 2}, plainLse[2] = {-INFINITY, 1.5f};
     float got[4] = {0, 0, 1, 2}, gotLse[2] = {-INFINITY, 1};
-    CompareTensor tensor = {.batch = 1, .numHeads = 1, .width = 2, .cuSeqlensQ = cu,
-                            .reference = out, .plain = plain, .got = got, .maxNmse = 1};
+    CompareTensor tensor = {.batch = 1,
+                            .numHeads = 1,
+                            .width = 2,
+                            .cuSeqlensQ = cu,
+                            .reference = out,
+                            .plain = plain,
+                            .got = got,
+                            .maxNmse = 1};
     CompareTensor lseTensor = tensor;
     lseTensor.width = 1;
     lseTensor.reference = lse;
@@ -258,8 +264,14 @@ static int childExit(const Child* child) {
 // Append, attention and merge: three dispatches in one command buffer.
 static void oneProblem(void** state) {
     (void)state;
-    const Model model = {.numHeadsQ = 4, .numHeadsKv = 1, .headDimQk = 64, .headDimV = 64,
-                         .pageSize = 16, .causal = true, .splitSize = 64, .maxSeqLenKv = 512};
+    const Model model = {.numHeadsQ = 4,
+                         .numHeadsKv = 1,
+                         .headDimQk = 64,
+                         .headDimV = 64,
+                         .pageSize = 16,
+                         .causal = true,
+                         .splitSize = 64,
+                         .maxSeqLenKv = 512};
     const Batch batch = {.count = 1, .sequences = {{1, 300}}, .append = true};
     Problem problem = problemCreate(&model, &batch, 1, true);
     VkmqaAttention attention;
@@ -280,8 +292,11 @@ static int openAndVerify(void) {
     const VkmqaDeviceOpenInfo open = {.structSize = sizeof(open),
                                       .selector = getenv("VKMQA_TEST_DEVICE"),
                                       .messageCallback = harnessMessage};
-    const VkmqaAttentionCreateInfo info = {
-        .structSize = sizeof(info), .numHeadsQ = 8, .numHeadsKv = 1, .headDimQk = 64, .pageSize = 16};
+    const VkmqaAttentionCreateInfo info = {.structSize = sizeof(info),
+                                           .numHeadsQ = 8,
+                                           .numHeadsKv = 1,
+                                           .headDimQk = 64,
+                                           .pageSize = 16};
     VkmqaDevice device;
     VkmqaAttention attention;
     if (vkmqaOpenDevice(&open, &device) != VK_SUCCESS)

@@ -14,11 +14,25 @@
 
 #define F16 ORACLE_F16
 
-static const Model paged = {.numHeadsQ = 8, .numHeadsKv = 2, .headDimQk = 64, .headDimV = 64,
-                            .pageSize = 16, .io = F16, .k = F16, .v = F16, .splitSize = 64,
+static const Model paged = {.numHeadsQ = 8,
+                            .numHeadsKv = 2,
+                            .headDimQk = 64,
+                            .headDimV = 64,
+                            .pageSize = 16,
+                            .io = F16,
+                            .k = F16,
+                            .v = F16,
+                            .splitSize = 64,
                             .maxSeqLenKv = 512};
-static const Model contiguous = {.numHeadsQ = 6, .numHeadsKv = 1, .headDimQk = 40, .headDimV = 24,
-                                 .io = F16, .k = F16, .v = F16, .causal = true, .maxSeqLenKv = 200};
+static const Model contiguous = {.numHeadsQ = 6,
+                                 .numHeadsKv = 1,
+                                 .headDimQk = 40,
+                                 .headDimV = 24,
+                                 .io = F16,
+                                 .k = F16,
+                                 .v = F16,
+                                 .causal = true,
+                                 .maxSeqLenKv = 200};
 static const Batch batch = {4, {{1, 150}, {5, 90}, {1, 40}, {3, 3}}, .append = false};
 // Every sequence has all the pages that the limits allow, so a wrong length reads finite tokens.
 static const VkmqaStepLimits limits = {
@@ -222,8 +236,21 @@ static void forbiddenTokensAreLeftOut(void** state) {
 }
 
 static int32_t hostileValue(Random* random, const Problem* problem) {
-    const int32_t edges[] = {0, 1, -1, 2, INT_MAX, INT_MIN, INT_MAX - 1, (int32_t)problem->numPages,
-                             (int32_t)problem->numPages - 1, 160, 161, 10, 11, 1 << 30, 65536};
+    const int32_t edges[] = {0,
+                             1,
+                             -1,
+                             2,
+                             INT_MAX,
+                             INT_MIN,
+                             INT_MAX - 1,
+                             (int32_t)problem->numPages,
+                             (int32_t)problem->numPages - 1,
+                             160,
+                             161,
+                             10,
+                             11,
+                             1 << 30,
+                             65536};
     uint32_t choice = randomBelow(random, 3);
     if (choice == 0)
         return edges[randomBelow(random, COUNT(edges))];

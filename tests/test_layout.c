@@ -52,16 +52,16 @@ _Static_assert(sizeof modules / sizeof modules[0] == VKMQA_SHADER_COUNT, "one id
 
 // What a module declares, by SPIR-V id.
 typedef struct Declared {
-    uint32_t size[MAX_IDS];            // of scalar and vector types
-    uint32_t members[MAX_IDS];         // number of members of a struct
+    uint32_t size[MAX_IDS];    // of scalar and vector types
+    uint32_t members[MAX_IDS]; // number of members of a struct
     uint32_t member[MAX_IDS][MAX_MEMBERS];
-    uint32_t pointee[MAX_IDS];         // of push constant pointers
-    int32_t specId[MAX_IDS];           // -1 = none
+    uint32_t pointee[MAX_IDS]; // of push constant pointers
+    int32_t specId[MAX_IDS];   // -1 = none
     uint32_t specDefault[MAX_IDS];
     uint32_t offset[MAX_IDS][MAX_MEMBERS];
-    uint32_t pushStruct;               // id, 0 = none
-    uint32_t bindings;                 // bit mask
-    bool otherSets;                    // a descriptor set that is not 0
+    uint32_t pushStruct; // id, 0 = none
+    uint32_t bindings;   // bit mask
+    bool otherSets;      // a descriptor set that is not 0
 } Declared;
 
 static Declared declared; // too large for a stack

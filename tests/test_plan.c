@@ -9,11 +9,15 @@
 
 #include "core/internal.h"
 
-static const struct VkmqaCaps caps = {.maxGroupCount = {65535, 65535, 65535}, .maxInvocations = 1024};
+static const struct VkmqaCaps caps = {.maxGroupCount = {65535, 65535, 65535},
+                                      .maxInvocations = 1024};
 
 static struct VkmqaShape make_shape(uint32_t headsQ, uint32_t headsKv, uint32_t splitSize) {
-    VkmqaAttentionCreateInfo info = {.structSize = sizeof info, .numHeadsQ = headsQ,
-                                     .numHeadsKv = headsKv, .headDimQk = 64, .pageSize = 16,
+    VkmqaAttentionCreateInfo info = {.structSize = sizeof info,
+                                     .numHeadsQ = headsQ,
+                                     .numHeadsKv = headsKv,
+                                     .headDimQk = 64,
+                                     .pageSize = 16,
                                      .splitSize = splitSize};
     struct VkmqaShape shape;
     struct VkmqaProblem problem;
@@ -119,7 +123,8 @@ static void scratch_serves_smaller_calls(void** state) {
             for (uint32_t totalQ = 1; totalQ <= 700; totalQ += 13)
                 for (uint32_t kv = 1; kv <= 9000; kv += 311) {
                     VkmqaStepLimits limits = make_limits(
-                        &shape, (VkmqaStepLimits){.batch = batch, .totalQ = totalQ, .maxSeqLenKv = kv});
+                        &shape,
+                        (VkmqaStepLimits){.batch = batch, .totalQ = totalQ, .maxSeqLenKv = kv});
                     struct VkmqaPlan plan;
                     assert_true(vkmqa_make_plan(&caps, &shape, &choice, &limits, &plan, &problem));
                     assert_true(plan.scratchBytes <= bound);
@@ -133,8 +138,8 @@ static void a_given_split_size_is_kept(void** state) {
     struct VkmqaChoice choice = make_choice();
     struct VkmqaPlan plan;
     struct VkmqaProblem problem;
-    VkmqaStepLimits limits = make_limits(
-        &shape, (VkmqaStepLimits){.batch = 1, .totalQ = 4000, .maxSeqLenKv = 1000});
+    VkmqaStepLimits limits =
+        make_limits(&shape, (VkmqaStepLimits){.batch = 1, .totalQ = 4000, .maxSeqLenKv = 1000});
     assert_true(vkmqa_make_plan(&caps, &shape, &choice, &limits, &plan, &problem));
     assert_int_equal(plan.splitTokens, 128);
     assert_int_equal(plan.splits, 8);
@@ -148,8 +153,8 @@ static void grids_beyond_the_device_are_refused(void** state) {
     struct VkmqaChoice choice = make_choice();
     struct VkmqaPlan plan;
     struct VkmqaProblem problem;
-    VkmqaStepLimits limits = make_limits(
-        &shape, (VkmqaStepLimits){.batch = 1, .totalQ = 100000, .maxSeqLenKv = 1000});
+    VkmqaStepLimits limits =
+        make_limits(&shape, (VkmqaStepLimits){.batch = 1, .totalQ = 100000, .maxSeqLenKv = 1000});
     assert_false(vkmqa_make_plan(&small, &shape, &choice, &limits, &plan, &problem));
     assert_non_null(strstr(problem.text, "totalQ"));
     uint32_t groups[2];

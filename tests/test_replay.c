@@ -12,7 +12,7 @@ static const Batch steps[] = {
     {4, {{1, 64}, {1, 301}, {1, 2}, {1, 256}}, .append = true, .numPages = 120},
     {4, {{1, 65}, {1, 302}, {1, 3}, {1, 257}}, .append = true, .numPages = 120},
     {4, {{9, 9}, {0, 100}, {3, 700}, {0, 0}}, .append = true, .numPages = 120},
-    {4, {{0, 0}, {0, 0}, {0, 0}, {1, 1000}}, .append = true, .numPages = 120},
+    {4, {{0, 0}, {0, 0}, {0, 0}, {1, 1024}}, .append = true, .numPages = 120}, // all there may be
     {4, {{5, 2}, {16, 320}, {0, 7}, {1, 640}}, .append = true, .numPages = 120},
     {4, {{0, 0}, {0, 3}, {0, 0}, {0, 0}}, .append = true, .numPages = 120},
 };
@@ -55,17 +55,31 @@ static void replaysOn(VkmqaTier tier, const Model* model) {
 
 static void replayEqualsFreshRecording(void** state) {
     (void)state;
-    const Model model = {.numHeadsQ = 8, .numHeadsKv = 2, .headDimQk = 64, .headDimV = 64,
-                         .pageSize = 16, .io = ORACLE_F16, .k = ORACLE_F16, .v = ORACLE_F16,
-                         .causal = true, .splitSize = 64, .maxSeqLenKv = 1024};
+    const Model model = {.numHeadsQ = 8,
+                         .numHeadsKv = 2,
+                         .headDimQk = 64,
+                         .headDimV = 64,
+                         .pageSize = 16,
+                         .io = ORACLE_F16,
+                         .k = ORACLE_F16,
+                         .v = ORACLE_F16,
+                         .causal = true,
+                         .splitSize = 64,
+                         .maxSeqLenKv = 1024};
     for (uint32_t t = 0; t < harness.tierCount; t++)
         replaysOn(harness.tiers[t], &model);
 }
 
 static void contiguousCachesReplayToo(void** state) {
     (void)state;
-    const Model model = {.numHeadsQ = 6, .numHeadsKv = 1, .headDimQk = 40, .headDimV = 48,
-                         .io = ORACLE_F32, .k = ORACLE_F32, .v = ORACLE_F32, .maxSeqLenKv = 1024};
+    const Model model = {.numHeadsQ = 6,
+                         .numHeadsKv = 1,
+                         .headDimQk = 40,
+                         .headDimV = 48,
+                         .io = ORACLE_F32,
+                         .k = ORACLE_F32,
+                         .v = ORACLE_F32,
+                         .maxSeqLenKv = 1024};
     for (uint32_t t = 0; t < harness.tierCount; t++)
         replaysOn(harness.tiers[t], &model);
 }

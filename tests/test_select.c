@@ -27,8 +27,11 @@ static struct VkmqaCaps gpu(void) {
 }
 
 static struct VkmqaShape shape_of(uint32_t headsQ, uint32_t headsKv, uint32_t dim) {
-    VkmqaAttentionCreateInfo info = {.structSize = sizeof info, .numHeadsQ = headsQ,
-                                     .numHeadsKv = headsKv, .headDimQk = dim, .pageSize = 16};
+    VkmqaAttentionCreateInfo info = {.structSize = sizeof info,
+                                     .numHeadsQ = headsQ,
+                                     .numHeadsKv = headsKv,
+                                     .headDimQk = dim,
+                                     .pageSize = 16};
     struct VkmqaShape shape;
     struct VkmqaProblem problem;
     assert_true(vkmqa_make_shape(&info, &shape, &problem));

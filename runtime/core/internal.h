@@ -115,6 +115,7 @@ struct VkmqaChoice {
     bool bind;
     uint32_t appendShader, mergeShader;
     uint32_t appendWorkgroupSize, mergeWorkgroupSize;
+    uint32_t appendTokens; // that one workgroup serves; 0 = eight elements per invocation
 };
 
 VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,

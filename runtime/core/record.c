@@ -227,8 +227,13 @@ VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer commandBuffe
                            VKMQA_BIND_STEP);
     uint64_t eights = (uint64_t)limits.newTokens * shape->numHeadsKv *
                       ((shape->headDimQk + shape->headDimV) / 8);
-    uint32_t wg = attention->choice.appendWorkgroupSize, groups[2];
-    if (eights > UINT32_MAX || !vkmqa_fold_grid(&context->caps, (eights + wg - 1) / wg, groups))
+    const struct VkmqaChoice* choice = &attention->choice;
+    uint64_t units = choice->appendTokens ? limits.newTokens : eights;
+    uint32_t unitsPerGroup =
+        choice->appendTokens ? choice->appendTokens : choice->appendWorkgroupSize;
+    uint32_t groups[2];
+    if (eights > UINT32_MAX ||
+        !vkmqa_fold_grid(&context->caps, (units + unitsPerGroup - 1) / unitsPerGroup, groups))
         reject(&call, "limits.newTokens is %u; append fewer rows per call", limits.newTokens);
     VkDescriptorSet set = VK_NULL_HANDLE;
     if (call.result == VK_SUCCESS && attention->choice.bind) {

@@ -45,9 +45,11 @@ static const struct VkmqaKernel kernels[] = {
     {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  2,   0,   1, 0, 512,  16, WIDE},
     {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 128,  4,   0,   1, 0, 512,  16, WIDE},
     {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16,  64,  8,   0,   1, 0, 512,  16, WIDE},
+    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true, true, false, 0,        0,         8, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, 0,        0,         8, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true, true, false, 0,        0,         8, 16, 128,  8,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, LAVAPIPE, 0,        4, 4, 128,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, 0,        0,           8, 8, 256,  8,   8,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, 0,        0,           4, 4, 256,  4,   4,   1, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
     {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
     {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
@@ -60,6 +62,30 @@ static const struct VkmqaKernel kernels[] = {
 enum { KERNEL_COUNT = sizeof kernels / sizeof kernels[0] };
 _Static_assert(KERNEL_COUNT <= 64, "one bit of avoidKernels each");
 
+// How new rows get into the cache: the first row that fits, the last two fit every device.
+static const struct VkmqaAppendKernel {
+    const char* name;
+    uint32_t shader;
+    bool bind; // as the attention kernels of the choice
+    // Conditions, as above.
+    bool cpu, half;
+    uint32_t driverId, minDriverVersion;
+    uint32_t minSubgroup, maxSubgroup; // of kernels with subgroup shuffles
+    // Sizes.
+    uint32_t invocations; // of a workgroup; 0 = one subgroup
+    uint32_t tokens;      // whose rows one workgroup moves; 0 = eight elements per invocation
+} appendKernels[] = {
+    // clang-format off
+    // name                shader                       bind   cpu    half   driver    from        sg min max  inv tokens
+    {"append-wide",      VKMQA_SHADER_APPEND_CPU,     false, true,  true,  LAVAPIPE, MESA(26, 0), 4, 16,    0, 1},
+    {"append-cpu",       VKMQA_SHADER_APPEND_KV,      false, true,  false, 0,        0,           0, 0,     0, 0},
+    {"append-cpu-bind",  VKMQA_SHADER_APPEND_KV_BIND, true,  true,  false, 0,        0,           0, 0,     0, 0},
+    {"append",           VKMQA_SHADER_APPEND_KV,      false, false, false, 0,        0,           0, 0,    64, 0},
+    {"append-bind",      VKMQA_SHADER_APPEND_KV_BIND, true,  false, false, 0,        0,           0, 0,    64, 0},
+    // clang-format on
+};
+enum { APPEND_COUNT = sizeof appendKernels / sizeof appendKernels[0] };
+
 const char* vkmqaGetKernelName(uint32_t kernel) {
     return kernel < KERNEL_COUNT ? kernels[kernel].name : NULL;
 }
@@ -69,17 +95,26 @@ static const char* tier_name(VkmqaTier tier) {
     return names[tier];
 }
 
+// What rows of both tables may ask of a device.
+static bool has_driver(const struct VkmqaCaps* caps, uint32_t driverId, uint32_t minVersion) {
+    return !driverId || (driverId == caps->driverId && caps->driverVersion >= minVersion);
+}
+static bool has_half(const struct VkmqaCaps* caps) {
+    return caps->storage16 && caps->float16 && caps->apiVersion >= VK_API_VERSION_1_2;
+}
+static bool has_subgroups(const struct VkmqaCaps* caps, uint32_t min, uint32_t max) {
+    return caps->subgroupShuffle && caps->subgroupSize >= min && caps->subgroupSize <= max;
+}
+
 // Null when the device can run the kernel for the shape, or else what it lacks.
 static const char* find_lack(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps,
                              const struct VkmqaShape* shape) {
     uint32_t dim = shape->headDimQk > shape->headDimV ? shape->headDimQk : shape->headDimV;
     if (kernel->cpu && caps->type != VK_PHYSICAL_DEVICE_TYPE_CPU)
         return "a driver that runs on the CPU";
-    if (kernel->driverId &&
-        (kernel->driverId != caps->driverId || caps->driverVersion < kernel->minDriverVersion))
+    if (!has_driver(caps, kernel->driverId, kernel->minDriverVersion))
         return "another driver, or a newer version of it";
-    if (kernel->half &&
-        !(caps->storage16 && caps->float16 && caps->apiVersion >= VK_API_VERSION_1_2))
+    if (kernel->half && !has_half(caps))
         return "Vulkan 1.2 with the features storageBuffer16BitAccess and shaderFloat16";
     if (kernel->bind && caps->storageBuffersPerStage < VKMQA_BIND_COUNT)
         return "more storage buffers per shader stage";
@@ -166,6 +201,24 @@ static void sort_by_rows(struct VkmqaChoice* choice) {
         }
 }
 
+static void select_append(const struct VkmqaCaps* caps, struct VkmqaChoice* choice) {
+    bool isCpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    for (uint32_t i = 0; i < APPEND_COUNT; ++i) {
+        const struct VkmqaAppendKernel* kernel = &appendKernels[i];
+        if (kernel->bind != choice->bind || (kernel->cpu && !isCpu) ||
+            (kernel->half && !has_half(caps)) ||
+            !has_driver(caps, kernel->driverId, kernel->minDriverVersion) ||
+            (kernel->minSubgroup &&
+             !has_subgroups(caps, kernel->minSubgroup, kernel->maxSubgroup)))
+            continue;
+        choice->appendShader = kernel->shader;
+        choice->appendTokens = kernel->tokens;
+        choice->appendWorkgroupSize =
+            kernel->invocations ? kernel->invocations : max_of(caps->subgroupSize, 4);
+        return;
+    }
+}
+
 VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                       struct VkmqaChoice* choice, struct VkmqaProblem* problem) {
     *choice = (struct VkmqaChoice){0};
@@ -204,11 +257,10 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
     sort_by_rows(choice);
     drop_unreachable(choice, shape->ratio);
     choice->bind = choice->candidates[0].bind;
-    choice->appendShader = choice->bind ? VKMQA_SHADER_APPEND_KV_BIND : VKMQA_SHADER_APPEND_KV;
+    select_append(caps, choice);
     choice->mergeShader = choice->bind ? VKMQA_SHADER_ATTN_MERGE_BIND : VKMQA_SHADER_ATTN_MERGE;
     // CPU drivers run a workgroup as one loop over subgroups: small ones cost them nothing.
     bool cpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
-    choice->appendWorkgroupSize = cpu ? max_of(caps->subgroupSize, 4) : 64;
     choice->mergeWorkgroupSize = cpu ? max_of(caps->subgroupSize, 4) : 32;
     return VK_SUCCESS;
 }

@@ -1,0 +1,112 @@
+// Times attention and cache writes of ggml, on any of its back ends, for bench/peers/compare.
+//   ggml_ops BACKEND_FOLDER DEVICE attention HEADS_Q HEADS_KV HEAD_DIM CONTEXT QUERY_TOKENS REPETITIONS
+//   ggml_ops BACKEND_FOLDER DEVICE append    HEADS_KV HEAD_DIM CONTEXT NEW_TOKENS REPETITIONS
+// Prints the median time of one call in seconds. Buffers stay the same from call to call (cache-hot).
+// SPDX-License-Identifier: MIT
+#include <ggml-backend.h>
+#include <ggml.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int compare(const void* a, const void* b) {
+    double x = *(const double*)a, y = *(const double*)b;
+    return (x > y) - (x < y);
+}
+
+// Values around zero; a mask of zeros hides nothing.
+static void fill(struct ggml_tensor* t, float scale) {
+    size_t count = (size_t)ggml_nelements(t);
+    unsigned char* bytes = malloc(ggml_nbytes(t));
+    for (size_t i = 0; i < count; i++) {
+        float value = scale * (float)((double)rand() / RAND_MAX - 0.5);
+        if (t->type == GGML_TYPE_F16)
+            ((ggml_fp16_t*)bytes)[i] = ggml_fp32_to_fp16(value);
+        else if (t->type == GGML_TYPE_F32)
+            ((float*)bytes)[i] = value;
+        else
+            ((int64_t*)bytes)[i] = (int64_t)i; // rows to write, one after the other
+    }
+    ggml_backend_tensor_set(t, bytes, 0, ggml_nbytes(t));
+    free(bytes);
+}
+
+static struct ggml_tensor* attention(struct ggml_context* c, const long* a,
+                                     struct ggml_tensor** in) {
+    long headsQ = a[0], headsKv = a[1], dim = a[2], context = a[3], queries = a[4];
+    in[0] = ggml_new_tensor_3d(c, GGML_TYPE_F32, dim, queries, headsQ);
+    in[1] = ggml_new_tensor_3d(c, GGML_TYPE_F16, dim, context, headsKv);
+    in[2] = ggml_new_tensor_3d(c, GGML_TYPE_F16, dim, context, headsKv);
+    in[3] = ggml_new_tensor_2d(c, GGML_TYPE_F16, context, queries);
+    return ggml_flash_attn_ext(c, in[0], in[1], in[2], in[3], 1 / sqrtf((float)dim), 0, 0);
+}
+
+static struct ggml_tensor* append(struct ggml_context* c, const long* a, struct ggml_tensor** in) {
+    long row = a[0] * a[1], context = a[2], tokens = a[3];
+    in[0] = ggml_new_tensor_2d(c, GGML_TYPE_F16, row, context);
+    in[1] = ggml_new_tensor_2d(c, GGML_TYPE_F32, row, tokens);
+    in[2] = ggml_new_tensor_1d(c, GGML_TYPE_I64, tokens);
+    return ggml_set_rows(c, in[0], in[1], in[2]);
+}
+
+int main(int argc, char** argv) {
+    long a[6] = {0};
+    int attend = argc == 10 && strcmp(argv[3], "attention") == 0;
+    if (!attend && !(argc == 9 && strcmp(argv[3], "append") == 0)) {
+        fprintf(stderr, "usage: see the head of ggml_ops.c\n");
+        return 2;
+    }
+    for (int i = 4; i < argc; i++)
+        a[i - 4] = atol(argv[i]);
+    long repetitions = a[argc - 5];
+    ggml_backend_load_all_from_path(argv[1]);
+    ggml_backend_dev_t device = ggml_backend_dev_by_name(argv[2]);
+    ggml_backend_t backend = device ? ggml_backend_dev_init(device, NULL) : NULL;
+    if (!backend || repetitions < 1) {
+        fprintf(stderr, "ggml_ops: %s\n", backend ? "no repetitions" : "there is no such device");
+        return 3;
+    }
+    ggml_backend_set_n_threads_t setThreads =
+        (ggml_backend_set_n_threads_t)ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+    if (setThreads)
+        setThreads(backend, (int)sysconf(_SC_NPROCESSORS_ONLN));
+    struct ggml_init_params params = {1 << 20, NULL, true};
+    struct ggml_context* context = ggml_init(params);
+    struct ggml_cgraph* graph = ggml_new_graph(context);
+    struct ggml_tensor* inputs[4] = {NULL};
+    ggml_build_forward_expand(graph, (attend ? attention : append)(context, a, inputs));
+    if (!attend) { // K, and V in a dispatch of its own
+        struct ggml_tensor* second[4] = {NULL};
+        ggml_build_forward_expand(graph, append(context, a, second));
+        inputs[3] = second[2];
+    }
+    if (!ggml_backend_alloc_ctx_tensors(context, backend)) {
+        fprintf(stderr, "ggml_ops: no memory on %s\n", argv[2]);
+        return 1;
+    }
+    for (int i = 0; i < 4; i++)
+        if (inputs[i])
+            fill(inputs[i], attend && i == 3 ? 0 : 1);
+    double* samples = malloc((size_t)repetitions * sizeof(double));
+    for (long i = -2; i < repetitions; i++) { // two to compile and warm up
+        double start = now();
+        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS)
+            return 1;
+        if (i >= 0)
+            samples[i] = now() - start;
+    }
+    qsort(samples, (size_t)repetitions, sizeof(double), compare);
+    printf("%.9f\n", samples[repetitions / 2]);
+    fflush(stdout);
+    _Exit(0); // the back ends' own tear-down is not what is measured
+}

@@ -1,0 +1,164 @@
+// The shapes of well-known models, and what a run measures by default.
+// SPDX-License-Identifier: MIT
+#include "bench.h"
+#include "types.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const Preset presets[] = {
+    {"falcon-7b", 71, 1, 64, 64, "MQA 71:1"},
+    {"starcoder", 48, 1, 128, 128, "MQA 48:1"},
+    {"gemma-2b", 8, 1, 256, 256, "MQA 8:1, wide heads"},
+    {"mqa-32", 32, 1, 128, 128, "MQA 32:1"},
+    {"gqa-32", 32, 8, 128, 128, "GQA 4:1, the heads of llama3-8b"},
+    {"mha-32", 32, 32, 128, 128, "MHA, the heads of llama2-7b"},
+    {"llama2-7b", 32, 32, 128, 128, "MHA"},
+    {"llama3-8b", 32, 8, 128, 128, "GQA 4:1"},
+    {"llama3-70b", 64, 8, 128, 128, "GQA 8:1"},
+    {"llama3.2-1b", 32, 8, 64, 64, "GQA 4:1, small heads"},
+    {"mistral-7b", 32, 8, 128, 128, "GQA 4:1"},
+    {"qwen2.5-7b", 28, 4, 128, 128, "GQA 7:1"},
+    {"qwen3-30b-a3b", 32, 4, 128, 128, "GQA 8:1"},
+    {"gemma3-4b", 8, 4, 256, 256, "GQA 2:1, wide heads"},
+    {"phi-2", 32, 32, 80, 80, "MHA, 80-element heads"},
+    {"deepseek-mha", 128, 128, 192, 128, "MHA with keys wider than values"},
+};
+enum { PRESET_COUNT = sizeof(presets) / sizeof(presets[0]) };
+
+const Preset* findPreset(const char* name) {
+    for (int i = 0; i < PRESET_COUNT; i++)
+        if (strcmp(presets[i].name, name) == 0)
+            return &presets[i];
+    return NULL;
+}
+
+void printPresets(void) {
+    for (int i = 0; i < PRESET_COUNT; i++) {
+        const Preset* p = &presets[i];
+        char dim[16];
+        snprintf(dim, sizeof(dim), p->headDimQk == p->headDimV ? "%u" : "%u/%u", p->headDimQk,
+                 p->headDimV);
+        printf("%-14s -hq %-3u -hkv %-3u -hd %-8s %s\n", p->name, p->numHeadsQ, p->numHeadsKv, dim,
+               p->about);
+    }
+    printf("%-14s %-30s the same 32 query heads as MHA, GQA and MQA, side by side\n", "heads-32",
+           "");
+}
+
+// What a run without a shape measures: the ratios people have, decode first.
+static const struct {
+    BenchOp op;
+    const char* preset;
+    uint32_t queryTokens, context;
+    bool quick; // part of --quick
+} defaultRows[] = {
+    {OP_DECODE, "llama2-7b", 1, 4096, false},   {OP_DECODE, "llama3-8b", 1, 4096, true},
+    {OP_DECODE, "llama3-8b", 1, 16384, false},  {OP_DECODE, "mqa-32", 1, 16384, true},
+    {OP_DECODE, "falcon-7b", 1, 16384, false},  {OP_DECODE, "gemma-2b", 1, 8192, false},
+    {OP_PREFILL, "llama3-8b", 512, 2048, true}, {OP_PREFILL, "falcon-7b", 512, 512, false},
+    {OP_APPEND, "llama3-8b", 512, 2048, true},  {OP_CREATE, "llama3-8b", 1, 4096, true},
+    {OP_RECORD, "llama3-8b", 1, 4096, true},
+};
+
+typedef struct Plan {
+    Item* items;
+    uint32_t count;
+} Plan;
+
+static Item* addItem(Plan* plan, Item item) {
+    plan->items = realloc(plan->items, (plan->count + 1) * sizeof(Item));
+    if (!plan->items)
+        abort(); // a few kilobytes: there is nothing to rescue
+    plan->items[plan->count] = item;
+    return &plan->items[plan->count++];
+}
+
+static uint32_t pick(const NumberList* list, uint32_t index, uint32_t byDefault) {
+    return list->count ? list->values[index] : byDefault;
+}
+static uint32_t lengthOf(const NumberList* list) { return list->count ? list->count : 1; }
+
+// Every combination of the lists for one op and one set of heads.
+static void addCombinations(Plan* plan, const Options* o, BenchOp op, Item item, uint32_t context) {
+    bool manyQueries = op == OP_PREFILL || op == OP_APPEND;
+    uint32_t queryCounts = manyQueries ? lengthOf(&o->queryTokens) : 1;
+    uint32_t vTypes = o->vTypes.count ? o->vTypes.count : 1;
+    item.op = op;
+    for (uint32_t d = 0; d < lengthOf(&o->contexts); d++)
+        for (uint32_t p = 0; p < queryCounts; p++)
+            for (uint32_t b = 0; b < lengthOf(&o->batches); b++)
+                for (uint32_t k = 0; k < lengthOf(&o->kTypes); k++)
+                    for (uint32_t v = 0; v < vTypes; v++) {
+                        item.queryTokens =
+                            manyQueries ? pick(&o->queryTokens, p, item.queryTokens) : 1;
+                        item.context = pick(&o->contexts, d, context);
+                        if (item.context < item.queryTokens)
+                            item.context = item.queryTokens;
+                        item.batch = pick(&o->batches, b, 1);
+                        item.kType = (VkmqaType)pick(&o->kTypes, k, VKMQA_TYPE_F16);
+                        item.vType = (VkmqaType)pick(&o->vTypes, v, item.kType);
+                        addItem(plan, item);
+                    }
+}
+
+static void setHeads(Item* item, const Options* o, const Preset* preset) {
+    item->model = preset ? preset->name : "";
+    item->numHeadsQ = o->numHeadsQ ? o->numHeadsQ : preset ? preset->numHeadsQ : 32;
+    item->numHeadsKv = o->numHeadsKv ? o->numHeadsKv : preset ? preset->numHeadsKv : 8;
+    item->headDimQk = o->headDimQk ? o->headDimQk : preset ? preset->headDimQk : 128;
+    item->headDimV = o->headDimV ? o->headDimV : preset ? preset->headDimV : 128;
+}
+
+uint32_t planItems(const Options* o, Item** items) {
+    Plan plan = {0};
+    Item base = {.model = "",
+                 .ioType = o->ioType,
+                 .newType = o->newType,
+                 .kType = VKMQA_TYPE_F16,
+                 .vType = VKMQA_TYPE_F16,
+                 .pageSize = o->pageSize,
+                 .causal = o->causal,
+                 .queryTokens = 512};
+    bool shapeGiven = o->preset || o->numHeadsQ || o->numHeadsKv || o->headDimQk ||
+                      o->queryTokens.count || o->contexts.count || o->batches.count ||
+                      o->kTypes.count || o->vTypes.count;
+    uint32_t roofs = 1u << OP_COPY | 1u << OP_READ | 1u << OP_FMA | 1u << OP_MATRIX;
+    uint32_t usual = roofs | 1u << OP_DECODE | 1u << OP_PREFILL | 1u << OP_APPEND;
+    if (!shapeGiven)
+        usual |= 1u << OP_CREATE | 1u << OP_RECORD;
+    uint32_t ops = o->ops ? o->ops : o->headTable ? roofs | 1u << OP_DECODE : usual;
+
+    // Roofs come first: the rows of the other ops are judged against them.
+    uint32_t judged = 1u << OP_DECODE | 1u << OP_PREFILL | 1u << OP_APPEND;
+    for (BenchOp op = OP_COPY; op <= OP_MATRIX; op++)
+        if ((ops | (ops & judged && !(o->quick && o->ops) ? roofs : 0)) & 1u << op)
+            addItem(&plan, base)->op = op;
+    if (o->headTable) {
+        static const char* const names[] = {"mha-32", "gqa-32", "mqa-32"};
+        for (BenchOp op = OP_DECODE; op < OP_CASE; op++)
+            for (int i = 0; ops & 1u << op && i < 3; i++) {
+                Item item = base;
+                setHeads(&item, o, findPreset(names[i]));
+                addCombinations(&plan, o, op, item, o->quick ? 4096 : 16384);
+            }
+    } else if (shapeGiven || ops & 1u << OP_PLAIN) {
+        for (BenchOp op = OP_DECODE; op < OP_CASE; op++) {
+            Item item = base;
+            setHeads(&item, o, o->preset);
+            if (ops & 1u << op)
+                addCombinations(&plan, o, op, item, op == OP_PREFILL ? 2048 : 4096);
+        }
+    } else {
+        for (size_t i = 0; i < sizeof(defaultRows) / sizeof(defaultRows[0]); i++) {
+            Item item = base;
+            setHeads(&item, o, findPreset(defaultRows[i].preset));
+            item.queryTokens = defaultRows[i].queryTokens;
+            if ((ops & 1u << defaultRows[i].op) && (defaultRows[i].quick || !o->quick))
+                addCombinations(&plan, o, defaultRows[i].op, item, defaultRows[i].context);
+        }
+    }
+    *items = plan.items;
+    return plan.count;
+}
