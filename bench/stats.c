@@ -74,14 +74,15 @@ BenchResult runOnce(Session* session, RecordCall record, void* user) {
     return result;
 }
 
-// Enough samples for a p95 where the call is fast, at least 3 where it is slow.
+// Enough samples for a p95 where the call is fast, 3 where it is slow, 2 where it takes seconds.
 static uint32_t chooseSamples(const Options* options, double submission) {
     if (options->repetitions)
         return options->repetitions;
     uint32_t most = options->quick ? 10 : 30;
     double budget = options->quick ? 0.3 : 1.0;
     double fit = budget / (submission > 1e-6 ? submission : 1e-6);
-    return fit >= most ? most : fit <= 3 ? 3 : (uint32_t)fit;
+    uint32_t least = submission > 1 ? 2 : 3;
+    return fit >= most ? most : fit <= least ? least : (uint32_t)fit;
 }
 
 BenchResult measure(Session* session, RecordCall record, void* user, uint32_t copies,
@@ -113,11 +114,11 @@ BenchResult measure(Session* session, RecordCall record, void* user, uint32_t co
     uint32_t count = chooseSamples(session->options, seconds * calls);
     samples = allocate(count, sizeof(double));
     uint32_t turn = 0;
+    // The two runs above have warmed up what takes longer than the warm-up itself.
     double warm = secondsNow() + session->options->warmupSeconds;
-    do {
-        if (result == BENCH_OK)
-            result = submitAndWait(session, commands[turn++ % submissions], &seconds);
-    } while (result == BENCH_OK && secondsNow() < warm);
+    bool needed = submissions > 1 || seconds * calls < session->options->warmupSeconds;
+    while (result == BENCH_OK && needed && (turn < submissions || secondsNow() < warm))
+        result = submitAndWait(session, commands[turn++ % submissions], &seconds);
     for (uint32_t i = 0; i < count && result == BENCH_OK; i++) {
         result = submitAndWait(session, commands[turn++ % submissions], &seconds);
         samples[i] = seconds / calls;

@@ -13,7 +13,6 @@
 
 // X(Name) declares and loads vkName. All of Vulkan 1.1 and always there.
 #define VKMQA_VK_INSTANCE_FUNCTIONS(X)                                                             \
-    X(DestroyInstance)                                                                             \
     X(EnumeratePhysicalDevices)                                                                    \
     X(EnumerateDeviceExtensionProperties)                                                          \
     X(GetPhysicalDeviceProperties)                                                                 \
@@ -34,12 +33,10 @@
     X(CreateFence)                                                                                 \
     X(DestroyFence)                                                                                \
     X(ResetFences)                                                                                 \
-    X(GetFenceStatus)                                                                              \
     X(WaitForFences)                                                                               \
     X(AllocateMemory)                                                                              \
     X(FreeMemory)                                                                                  \
     X(MapMemory)                                                                                   \
-    X(UnmapMemory)                                                                                 \
     X(CreateBuffer)                                                                                \
     X(DestroyBuffer)                                                                               \
     X(GetBufferMemoryRequirements)                                                                 \
@@ -51,7 +48,6 @@
     X(DestroyShaderModule)                                                                         \
     X(CreatePipelineCache)                                                                         \
     X(DestroyPipelineCache)                                                                        \
-    X(GetPipelineCacheData)                                                                        \
     X(CreatePipelineLayout)                                                                        \
     X(DestroyPipelineLayout)                                                                       \
     X(CreateComputePipelines)                                                                      \
@@ -67,18 +63,14 @@
     X(DestroyCommandPool)                                                                          \
     X(ResetCommandPool)                                                                            \
     X(AllocateCommandBuffers)                                                                      \
-    X(FreeCommandBuffers)                                                                          \
     X(BeginCommandBuffer)                                                                          \
     X(EndCommandBuffer)                                                                            \
-    X(ResetCommandBuffer)                                                                          \
     X(CmdBindPipeline)                                                                             \
     X(CmdBindDescriptorSets)                                                                       \
     X(CmdPushConstants)                                                                            \
     X(CmdDispatch)                                                                                 \
-    X(CmdDispatchBase)                                                                             \
     X(CmdPipelineBarrier)                                                                          \
     X(CmdCopyBuffer)                                                                               \
-    X(CmdFillBuffer)                                                                               \
     X(CmdResetQueryPool)                                                                           \
     X(CmdWriteTimestamp)
 

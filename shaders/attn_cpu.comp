@@ -111,7 +111,7 @@ float lane_sum(float x) {
 
 // Raises a row's maximum to top (the same in all lanes) and rescales what was summed below it.
 void raise_maximum(uint r, float top) {
-    float alpha = exp2(m[r] - top);
+    float alpha = softmax_weight(m[r] - top);
     m[r] = top;
     l[r] *= alpha;
     [[unroll]] for (uint c = 0u; c < CHUNKS_V; ++c) o[r * CHUNKS_V + c] *= alpha;
@@ -126,7 +126,7 @@ uvec2 kRun[16], vRun[16]; // the first token of each of RUNS runs
 void softmax() {
     float growth = 0.0;
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
-        p[r] = mix(NEGATIVE, p[r] * pc.scaleLog2, seen[r]);
+        p[r] = mix(NEGATIVE, p[r], seen[r]);
         growth = max(growth, p[r] - m[r]);
     }
     // Most blocks raise no maximum. The same in all lanes, and faster here than subgroupAny.
@@ -134,7 +134,7 @@ void softmax() {
         [[unroll]] for (uint r = 0u; r < ROWS; ++r) raise_maximum(r, max(m[r], lane_max(p[r])));
     }
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
-        p[r] = mix(0.0, exp2(p[r] - m[r]), seen[r]);
+        p[r] = mix(0.0, softmax_weight(p[r] - m[r]), seen[r]);
         l[r] += p[r];
     }
 }
@@ -261,7 +261,7 @@ void main() {
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
         uvec2 row = query_row(tile, r);
         [[unroll]] for (uint c = 0u; c < CHUNKS_K; ++c)
-            q[r * CHUNKS_K + c] = elements(row, 0u, 0u, c, HEAD_DIM_QK, IO_TYPE);
+            q[r * CHUNKS_K + c] = score_sign() * elements(row, 0u, 0u, c, HEAD_DIM_QK, IO_TYPE);
         [[unroll]] for (uint c = 0u; c < CHUNKS_V; ++c) o[r * CHUNKS_V + c] = 0.0;
         m[r] = NEGATIVE;
         l[r] = 0.0;

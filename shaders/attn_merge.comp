@@ -1,6 +1,6 @@
 #version 460
-// Merges the partial states of split-KV attention (flash-decoding): with M = max m_s,
-//   out = sum_s 2^(m_s - M) o_s / sum_s 2^(m_s - M) l_s,  lse = ln2 (M + log2(sum)).
+// Merges the partial states of split-KV attention (flash-decoding): with M = max m_s and w_s =
+// exp(scale (m_s - M)),  out = sum_s w_s o_s / sum_s w_s l_s,  lse = scale M + log(sum_s w_s l_s).
 // One workgroup per row, splits in ascending order, so that the result is the same in every run.
 #extension GL_GOOGLE_include_directive : require
 #ifndef VKMQA_BIND
@@ -36,7 +36,7 @@ void main() {
     if (start < 0 || stop > int(pc.totalQ) || int(token) < start || int(token) >= stop)
         return; // a token of no sequence
     uint len = uint(max(step_int(pc.seqLensKv, low), 0));
-    uint active_ = clamp((len + pc.splitTokens - 1u) / pc.splitTokens, 1u, pc.splits);
+    uint active_ = active_splits(min(len, pc.maxTokens));
 
     uint rows = pc.totalQ * NUM_HEADS_Q;
     float m = NEGATIVE, l = 0.0;
@@ -47,20 +47,21 @@ void main() {
                               head * pc.outHeadStride * element_bytes(IO_TYPE));
     for (uint s = 0u; s < active_; ++s) {
         vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, s * rows + row, 8u)));
-        l += exp2(state.x - m) * state.y;
+        l += softmax_weight(state.x - m) * state.y;
     }
     for (uint column = lane * 4u; column < HEAD_DIM_V; column += WG_SIZE * 4u) {
         vec4 o = vec4(0.0);
         for (uint s = 0u; s < active_; ++s) {
             vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, s * rows + row, 8u)));
             uvec2 part = add_product(pc.parts, s * rows + row, HEAD_DIM_V * 4u);
-            if (state.y > 0.0)
-                o += exp2(state.x - m) *
+            if (state.y != 0.0)
+                o += softmax_weight(state.x - m) *
                      uintBitsToFloat(load16_parts(add_offset(part, column * 4u)));
         }
-        write4_out(outRow, column, IO_TYPE, l > 0.0 ? o / l : vec4(0.0));
+        write4_out(outRow, column, IO_TYPE, l == 0.0 ? vec4(0.0) : o / l);
     }
     if (lane == 0u && pc.writeLse != 0u)
         store4_lse(add_product(pc.lse, row, 4u),
-                   l > 0.0 ? floatBitsToUint((m + log2(l)) * LN2) : MINUS_INFINITY_BITS);
+                   l == 0.0 ? MINUS_INFINITY_BITS
+                            : floatBitsToUint((m * abs(pc.scaleLog2) + log2(l)) * LN2));
 }

@@ -70,12 +70,12 @@ void stream_token(Tile tile, uint position, uint column, bool masked) {
     }
     float p[ROWS];
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
-        float score = cluster_add(s[r]) * pc.scaleLog2;
+        float score = cluster_add(s[r]);
         bool visible = exists && (!masked || position < row_limit(tile, r));
         score = visible ? score : NEGATIVE;
         float top = max(m[r], score);
-        float alpha = exp2(m[r] - top);
-        p[r] = visible ? exp2(score - top) : 0.0;
+        float alpha = softmax_weight(m[r] - top);
+        p[r] = visible ? softmax_weight(score - top) : 0.0;
         m[r] = top;
         l[r] = l[r] * alpha + p[r];
         [[unroll]] for (uint i = 0u; i < TURNS_V * 2u; ++i) o[r * TURNS_V * 2u + i] *= alpha;
@@ -111,6 +111,8 @@ void main() {
             uint eight = min(column + turn * CLUSTER, EIGHTS_K - 1u);
             uint i = (r * TURNS_K + turn) * 2u;
             read8_q(row, eight * 8u, IO_TYPE, q[i], q[i + 1u]);
+            q[i] *= score_sign();
+            q[i + 1u] *= score_sign();
         }
         [[unroll]] for (uint i = 0u; i < TURNS_V * 2u; ++i) o[r * TURNS_V * 2u + i] = vec4(0.0);
         m[r] = NEGATIVE;
@@ -130,7 +132,7 @@ void main() {
         for (uint step = CLUSTER; step < SUBGROUP; step *= 2u) {
             float otherM = subgroupShuffleXor(m[r], step), otherL = subgroupShuffleXor(l[r], step);
             float top = max(m[r], otherM);
-            float mine = exp2(m[r] - top), theirs = exp2(otherM - top);
+            float mine = softmax_weight(m[r] - top), theirs = softmax_weight(otherM - top);
             [[unroll]] for (uint i = 0u; i < TURNS_V * 2u; ++i) {
                 vec4 other;
                 uint at = r * TURNS_V * 2u + i;
@@ -156,8 +158,8 @@ void main() {
                 top = max(top, sharedState[s].x);
             sum = 0.0;
             for (uint s = 0u; s < SUBGROUPS; ++s)
-                sum += exp2(sharedState[s].x - top) * sharedState[s].y;
-            factor = exp2(m[r] - top);
+                sum += softmax_weight(sharedState[s].x - top) * sharedState[s].y;
+            factor = softmax_weight(m[r] - top);
             for (uint s = 0u; s < SUBGROUPS; ++s) {
                 if (s == subgroup && lane < CLUSTER) {
                     [[unroll]] for (uint turn = 0u; turn < TURNS_V; ++turn) {

@@ -115,7 +115,7 @@ void stream_tokens(uint lane, uvec2 rowK, uvec2 rowV, bool allowed, uint from, u
     }
     EACH_TOKEN(SCORES_OF_TOKEN)
 
-    float score = transpose_reduce(s, lane) * pc.scaleLog2;
+    float score = transpose_reduce(s, lane);
     uint token = (lane % PAIRS) / ROWS_;
     bool visible = subgroupShuffle(uint(allowed), from + token) != 0u && first + token < limit;
     score = visible ? score : NEGATIVE;
@@ -123,7 +123,7 @@ void stream_tokens(uint lane, uvec2 rowK, uvec2 rowV, bool allowed, uint from, u
     if (ROWS_ < 8u && PAIRS > 4u) top = max(top, subgroupShuffleXor(top, 4u));
     if (ROWS_ < 4u) top = max(top, subgroupShuffleXor(top, 2u));
     if (ROWS_ < 2u) top = max(top, subgroupShuffleXor(top, 1u));
-    float p = exp2(score - top), alpha = exp2(m - top);
+    float p = softmax_weight(score - top), alpha = softmax_weight(m - top);
     p = visible ? p : 0.0;
     l = l * alpha + p;
     m = top;
@@ -177,8 +177,8 @@ void main() {
             uint eight = lane + turn * SUBGROUP, i = row * 8u + turn * 2u;
             vec4 low, high;
             read8_q(at, min(eight, EIGHTS_K - 1u) * 8u, IO_TYPE, low, high);
-            staged[i] = eight < EIGHTS_K ? low : vec4(0.0);
-            staged[i + 1u] = eight < EIGHTS_K ? high : vec4(0.0);
+            staged[i] = eight < EIGHTS_K ? low * score_sign() : vec4(0.0);
+            staged[i + 1u] = eight < EIGHTS_K ? high * score_sign() : vec4(0.0);
         }
     }
 #define TAKE_TURN(row, _, turn)                                                                    \

@@ -41,7 +41,8 @@ void main() {
     uint lane = gl_LocalInvocationIndex;
 
     for (uint i = lane; i < ROWS * QUADS_K; i += WG_SIZE)
-        sharedQ[i] = read4_q(query_row(tile, i / QUADS_K), i % QUADS_K * 4u, IO_TYPE);
+        sharedQ[i] = score_sign() *
+                     read4_q(query_row(tile, i / QUADS_K), i % QUADS_K * 4u, IO_TYPE);
     if (lane < ROWS) {
         sharedM[lane] = NEGATIVE;
         sharedL[lane] = 0.0;
@@ -66,7 +67,7 @@ void main() {
                     vec4 sum = vec4(0.0);
                     for (uint quad = 0u; quad < QUADS_K; ++quad)
                         sum += sharedQ[r * QUADS_K + quad] * read4_k(row, quad * 4u, K_TYPE);
-                    s = (sum.x + sum.y + sum.z + sum.w) * pc.scaleLog2;
+                    s = (sum.x + sum.y) + (sum.z + sum.w);
                 }
             }
             if (r == 0u)
@@ -80,11 +81,11 @@ void main() {
                 m = max(m, sharedS[lane * BLOCK + t]);
             for (uint t = 0u; t < BLOCK; ++t) {
                 float s = sharedS[lane * BLOCK + t];
-                float p = s > NEGATIVE ? exp2(s - m) : 0.0;
+                float p = s == NEGATIVE ? 0.0 : softmax_weight(s - m);
                 sharedS[lane * BLOCK + t] = p;
                 l += p;
             }
-            float alpha = exp2(sharedM[lane] - m);
+            float alpha = softmax_weight(sharedM[lane] - m);
             sharedAlpha[lane] = alpha;
             sharedL[lane] = sharedL[lane] * alpha + l;
             sharedM[lane] = m;
@@ -102,7 +103,7 @@ void main() {
                 float p = sharedS[min(i / QUADS_V, ROWS - 1u) * BLOCK + t];
                 // A row that may not see the token must not see its NaN either: select, not 0 * V.
                 vec4 v = read4_v(row, i % QUADS_V * 4u, V_TYPE);
-                o[item] += p > 0.0 ? p * v : vec4(0.0);
+                o[item] += p != 0.0 ? p * v : vec4(0.0);
             }
         }
     }

@@ -13,7 +13,7 @@ uint row_bytes(uint dim, uint type) { return (dim * (type == VKMQA_F16 ? 2u : 4u
 uint element_bytes(uint type) { return type == VKMQA_F16 ? 2u : 4u; }
 
 // Stands for -infinity: drivers disagree about (-inf) - (-inf), and none about this.
-const float NEGATIVE = -3.0e38;
+const float NEGATIVE = -1.0e37; // times a scale it stays finite
 const uint MINUS_INFINITY_BITS = 0xFF800000u;
 const float LN2 = 0.693147180559945;
 

@@ -3,7 +3,7 @@
 //
 // C includes it as it is. GLSL includes it after defining VKMQA_GLSL, and expands VKMQA_SPEC_LIST with
 // the macro of its choice. Addresses come first in every struct: 8 bytes, uvec2 in GLSL (no Int64
-// needed). In the portable tier an address field holds, in its low word, the bytes between the bound
+// needed). In kernels with descriptors (VKMQA_BIND) an address field holds, in its low word, the bytes between the bound
 // offset (aligned for the device) and the caller's offset.
 #ifndef VKMQA_SHARED_H
 #define VKMQA_SHARED_H
@@ -41,7 +41,7 @@
 #define VKMQA_F32 1 // as VkmqaType
 #define VKMQA_F16 2
 
-// Descriptor bindings of the portable tier, set 0.
+// Descriptor bindings of kernels with VKMQA_BIND, set 0.
 #define VKMQA_BIND_Q 0    // attention: q       append: new K   merge: partial outputs
 #define VKMQA_BIND_K 1    // attention: K       append: K       merge: partial (m, l)
 #define VKMQA_BIND_V 2    // attention: V       append: V
@@ -74,6 +74,7 @@ struct VkmqaAttentionPush {
     VKMQA_UINT totalQ;
     VKMQA_UINT splits;
     VKMQA_UINT splitTokens;
+    VKMQA_UINT maxTokens; // of one sequence: the recorded maximum, and no more than its pages hold
     VKMQA_UINT maxPages;
     VKMQA_UINT numPages;
     VKMQA_UINT pageTokens;
@@ -82,7 +83,7 @@ struct VkmqaAttentionPush {
     VKMQA_UINT outTokenStride;
     VKMQA_UINT outHeadStride;
     VKMQA_UINT writeLse;
-    VKMQA_FLOAT scaleLog2; // scale * log2(e): scores are kept in log2 units
+    VKMQA_FLOAT scaleLog2; // scale * log2(e), for exp2
 };
 
 // attn_merge.comp
@@ -96,11 +97,12 @@ struct VkmqaMergePush {
     VKMQA_UINT seqLensKv;
     VKMQA_UINT batch;
     VKMQA_UINT totalQ;
-    VKMQA_UINT splits;
     VKMQA_UINT splitTokens;
+    VKMQA_UINT maxTokens;
     VKMQA_UINT outTokenStride;
     VKMQA_UINT outHeadStride;
     VKMQA_UINT writeLse;
+    VKMQA_FLOAT scaleLog2;
 };
 
 // append_kv.comp

@@ -11,6 +11,19 @@ void set_status(uint bit) {
 }
 uint first_tile(uint b) { return query_start(b) * RATIO / ROWS + b; }
 
+// The first workgroup looks at all sequences: a range that goes backwards may own no tile.
+void check_queries(uint one) {
+    if (gl_WorkGroupID != uvec3(0u))
+        return;
+    bool ordered = true;
+    for (uint b = gl_LocalInvocationIndex; b < pc.batch; b += WG_SIZE) {
+        int start = step_int(pc.cuSeqlensQ, b), stop = step_int(pc.cuSeqlensQ + one, b);
+        ordered = ordered && start >= 0 && stop >= start && stop <= int(pc.totalQ);
+    }
+    if (!ordered)
+        set_status(VKMQA_BAD_QUERY_RANGE);
+}
+
 struct Tile {
     uint sequence;
     uint query;   // first query token of the sequence
@@ -34,6 +47,7 @@ Tile find_tile() {
     // A 1 that is no constant: Mesa would keep the constant in a register of the loop for all of
     // the shader, and lavapipe could no longer see that, say, lane == 1 is known.
     uint one = min(pc.batch, 1u);
+    check_queries(one);
     while (high - low > one) {
         uint middle = (low + high) >> one;
         if (first_tile(middle) <= index)
@@ -57,24 +71,15 @@ Tile find_tile() {
     tile.rows = tile.row < rows ? min(rows - tile.row, ROWS) : 0u;
 
     int lenKv = step_int(pc.seqLensKv, low);
-    // No product of maxPages and pageTokens here: it may pass 32 bits.
-    uint room = PAGE_SHIFT == VKMQA_CONTIGUOUS ? pc.pageTokens
-                : pc.maxPages > (0x7FFFFFFFu >> PAGE_SHIFT) ? 0x7FFFFFFFu
-                                                            : pc.maxPages << PAGE_SHIFT;
-    room = min(room, pc.splits > 0x7FFFFFFFu / pc.splitTokens ? 0x7FFFFFFFu
-                                                              : pc.splits * pc.splitTokens);
+    uint room = pc.maxTokens;
     if (PAGE_SHIFT == VKMQA_CONTIGUOUS && low >= pc.numPages)
         room = 0u;
-    if (gl_LocalInvocationIndex == 0u) {
-        if (!ordered)
-            set_status(VKMQA_BAD_QUERY_RANGE);
-        if (lenKv < 0 || uint(lenKv) > room)
-            set_status(VKMQA_BAD_LENGTH);
-    }
+    if (gl_LocalInvocationIndex == 0u && (lenKv < 0 || uint(lenKv) > room))
+        set_status(VKMQA_BAD_LENGTH);
     lenKv = max(lenKv, 0);
     uint len = min(uint(lenKv), room);
     tile.offset = lenKv - int(tile.lenQ);
-    tile.active_ = max((len + pc.splitTokens - 1u) / pc.splitTokens, 1u);
+    tile.active_ = active_splits(len);
     tile.begin = min(tile.split * pc.splitTokens, len);
     tile.end = min(tile.begin + pc.splitTokens, len);
     if (CAUSAL != 0u && tile.rows > 0u) { // the last row sees furthest
@@ -148,7 +153,7 @@ uint part_index(Tile tile, uint r) {
     return tile.split * (pc.totalQ * NUM_HEADS_Q) + row_index(tile, r);
 }
 
-// Results of row r: four columns at a time, then the row's state (m in log2 units, l).
+// Results of row r: four columns at a time, then the row's state (m, l).
 void write_columns(Tile tile, uint r, uint column, vec4 o, float l) {
     if (r >= tile.rows)
         return;
@@ -157,7 +162,7 @@ void write_columns(Tile tile, uint r, uint column, vec4 o, float l) {
                                column * 4u),
                     floatBitsToUint(o));
     else
-        write4_out(out_row(tile, r), column, IO_TYPE, l > 0.0 ? o / l : vec4(0.0));
+        write4_out(out_row(tile, r), column, IO_TYPE, l == 0.0 ? vec4(0.0) : o / l);
 }
 void write_state(Tile tile, uint r, float m, float l) {
     if (r >= tile.rows)
@@ -165,7 +170,8 @@ void write_state(Tile tile, uint r, float m, float l) {
     if (pc.splits > 1u) {
         store8_lse(add_product(pc.lse, part_index(tile, r), 8u), floatBitsToUint(vec2(m, l)));
     } else if (pc.writeLse != 0u) {
-        uint bits = l > 0.0 ? floatBitsToUint((m + log2(l)) * LN2) : MINUS_INFINITY_BITS;
+        uint bits = l == 0.0 ? MINUS_INFINITY_BITS
+                             : floatBitsToUint((m * abs(pc.scaleLog2) + log2(l)) * LN2);
         store4_lse(add_product(pc.lse, row_index(tile, r), 4u), bits);
     }
 }

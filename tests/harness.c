@@ -16,6 +16,11 @@ const char* tierName(VkmqaTier tier) {
     return names[tier];
 }
 
+bool tierHasTurn(uint32_t tier, size_t index) {
+    const char* all = getenv("VKMQA_TEST_LONG");
+    return (all && strcmp(all, "1") == 0) || (index + harness.seed) % harness.tierCount == tier;
+}
+
 void harnessMessage(VkmqaSeverity severity, const char* text, void* userData) {
     (void)userData;
     if (getenv("VKMQA_TEST_VERBOSE"))

@@ -7,6 +7,8 @@
 //              VKMQA_TEST_SEED     seed of the random data, default 1
 //              VKMQA_TEST_TIER     run this tier only, such as "cpu"
 //              VKMQA_TEST_FILTER   pattern of the test names to run, such as "heads 8:1*"
+//              VKMQA_TEST_LONG     1 = every shape on every tier; else each on one of them, by turns,
+//                                  another one with another seed
 //              VKMQA_TEST_VERBOSE  1 = print the library's messages
 #ifndef HARNESS_H
 #define HARNESS_H
@@ -61,6 +63,9 @@ void harnessMessage(VkmqaSeverity severity, const char* text, void* userData);
     } while (0)
 
 const char* tierName(VkmqaTier tier);
+// Whether the index-th shape of a table runs on harness.tiers[tier]: drivers take seconds to compile the
+// pipelines of one object.
+bool tierHasTurn(uint32_t tier, size_t index);
 
 // ---- Random numbers: splitmix64 ----------------------------------------------------------------
 
@@ -109,7 +114,7 @@ typedef struct Batch {
     Sequence sequences[MAX_SEQUENCES];
     bool gaps;   // rows in strided slices, query rows that belong to no sequence, slack in limits
     bool append; // the cache is filled by vkmqaCmdAppendKv, else by the oracle
-    float sharpness;   // factor of q; 0 = 1; 30 makes softmax near one-hot
+    float sharpness;   // factor of q; 0 = 1; 20 makes softmax near one-hot
     uint32_t numPages; // 0 = what the sequences need and three more; ignored when contiguous
 } Batch;
 

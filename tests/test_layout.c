@@ -32,7 +32,7 @@ enum { // SPIR-V's numbers
     DECORATION_OFFSET = 35,
     STORAGE_PUSH_CONSTANT = 9,
     MAGIC = 0x07230203,
-    MAX_IDS = 16384,
+    MAX_IDS = 65536,
     MAX_MEMBERS = 32,
 };
 

@@ -13,7 +13,9 @@ static struct VkmqaCaps gpu(void) {
         .type = VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU,
         .apiVersion = VK_API_VERSION_1_3,
         .deviceAddress = true,
+        .computeFullSubgroups = true,
         .subgroupShuffle = true,
+        .subgroupBallot = true,
         .subgroupSize = 32,
         .minSubgroupSize = 32,
         .maxSubgroupSize = 32,
@@ -67,7 +69,9 @@ static void tier_follows_features(void** state) {
     caps.type = VK_PHYSICAL_DEVICE_TYPE_CPU;
     caps.subgroupSize = caps.minSubgroupSize = caps.maxSubgroupSize = 8;
     assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_CPU);
-    caps.subgroupSize = 0; // a driver that says nonsense
+    caps.subgroupSize = 0; // a driver that says nonsense gets kernels without subgroup operations
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_CPU);
+    caps.type = VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU;
     assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_PORTABLE);
 }
 

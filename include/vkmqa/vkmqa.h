@@ -25,9 +25,15 @@
 //   lse                     natural logarithm of the sum of exp(score), one per query token and head
 //   row                     one (query token, query head) pair
 //
+// Kernels with descriptors: the portable tier, and a few of the cpu tier, reach buffers through descriptor
+// sets instead of device addresses (VkmqaKernelInfo::usesDescriptors says so). They need VkBuffer handles,
+// a VkmqaRecorder where VK_KHR_push_descriptor is not enabled, and ranges of at most
+// maxStorageBufferRange. "With descriptors" below means them.
+//
 // Semantics: score = scale * dot(q, k) in f32; out = softmax(score) v. Masks are aligned bottom-right:
 // query token i of a sequence sits at position i + seqLenKv - seqLenQ. A row that may attend nothing
-// gives out = 0 and lse = -inf. Cache slots past a sequence's length may hold anything, NaN included.
+// gives out = 0 and lse = -inf. Cache slots past a sequence's length may hold anything, NaN included; a
+// NaN that a row does attend reaches that row's out and lse.
 //
 // Conventions: info structs start with structSize = sizeof(the struct); zero means default everywhere;
 // structs grow only at their end, and a larger unknown structSize is accepted if its tail is zero.
@@ -35,6 +41,7 @@
 // has explained itself through the context's message callback:
 //   VK_ERROR_VALIDATION_FAILED_EXT   an argument is wrong; the message names field, value and remedy
 //   VK_ERROR_FEATURE_NOT_PRESENT     the device, as created, cannot do it
+//   VK_ERROR_OUT_OF_POOL_MEMORY      a VkmqaRecorder is full
 //   VK_ERROR_OUT_OF_HOST_MEMORY, VK_ERROR_OUT_OF_DEVICE_MEMORY, VK_ERROR_DEVICE_LOST ...   from Vulkan
 // Null handles and handles of another kind or of another context are errors; use after destruction is
 // undefined, as in Vulkan. Strings returned live as long as the object they were asked of.
@@ -138,7 +145,7 @@ typedef struct VkmqaContextCreateInfo {
 } VkmqaContextCreateInfo;
 
 // Errors: VK_ERROR_VALIDATION_FAILED_EXT, VK_ERROR_INCOMPATIBLE_DRIVER (Vulkan 1.0),
-// VK_ERROR_FEATURE_NOT_PRESENT (fewer than 8 storage buffers per stage and no device addresses),
+// VK_ERROR_FEATURE_NOT_PRESENT (fewer than 6 storage buffers per stage and no device addresses),
 // VK_ERROR_OUT_OF_HOST_MEMORY.
 VKMQA_API VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* info, VkmqaContext* context);
 
@@ -188,7 +195,9 @@ typedef struct VkmqaAttentionCreateInfo {
     // chosen for the device. Smaller means more parallelism and more merging.
     uint32_t splitSize;
     VkmqaTier tier;        // force a tier; VK_ERROR_FEATURE_NOT_PRESENT where the device lacks it
-    uint64_t avoidKernels; // bit k: never use kernel k (see VkmqaKernelInfo::kernel)
+    // Bit k: never use kernel k (see VkmqaKernelInfo::kernel). The numbers hold for one version of the
+    // library; keep names (vkmqaGetKernelName) if you keep them at all.
+    uint64_t avoidKernels;
 } VkmqaAttentionCreateInfo;
 
 // Selects kernels and compiles all their pipelines in one batch; this is the slow call (milliseconds to
@@ -220,7 +229,7 @@ typedef struct VkmqaKvRequirements {
 } VkmqaKvRequirements;
 
 // numPages: pages of the layer's cache (sequences, when contiguous). Errors: an overflow of 64 bits, or
-// of maxStorageBufferRange in the portable tier, is VK_ERROR_VALIDATION_FAILED_EXT naming both numbers.
+// of maxStorageBufferRange with descriptors, is VK_ERROR_VALIDATION_FAILED_EXT naming both numbers.
 VKMQA_API VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t numPages,
                                           VkmqaKvRequirements* requirements);
 
@@ -229,6 +238,8 @@ VKMQA_API VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t num
 typedef struct VkmqaStepLimits {
     uint32_t batch;       // sequences
     uint32_t totalQ;      // query tokens of all sequences
+    // Kernel and splits are chosen by these two: leave them at their defaults, and a batch of single tokens
+    // is planned as a prefill, and a short context as the longest.
     uint32_t maxSeqLenQ;  // query tokens of one sequence; default totalQ
     uint32_t maxSeqLenKv; // tokens of one sequence; default the attention object's
     uint32_t newTokens;   // rows appended; default totalQ
@@ -249,7 +260,7 @@ typedef struct VkmqaStepLayout {
     uint32_t pageTable;   // [batch, maxPages]; VKMQA_NONE when contiguous
     uint32_t maxPages;    // row length of pageTable, in entries; 0 when contiguous
     uint32_t slotMapping; // [newTokens]
-    uint32_t positions;   // [newTokens], for rotary embedding; VKMQA_NONE when there is none
+    uint32_t positions;   // reserved for rotary embedding, not read by this version; VKMQA_NONE
     uint32_t status;      // one word, or VKMQA_NONE. Kernels OR VkmqaStatusFlagBits into it
 } VkmqaStepLayout;
 
@@ -261,13 +272,13 @@ VKMQA_API VkResult vkmqaGetStepLayout(VkmqaAttention attention, const VkmqaStepL
 
 // ---- 5. Recording ----------------------------------------------------------------------------
 
-// A range of a buffer: handle, offset and size, or a device address and size (address 0: taken from
-// the handle). The portable tier needs the handle. Addresses and offsets are multiples of 16 bytes.
+// A range of a buffer: handle, offset and size, or a device address and size. Kernels with descriptors
+// need the handle. Addresses and offsets are multiples of 16 bytes.
 typedef struct VkmqaBuffer {
     VkBuffer buffer;
     VkDeviceSize offset;
     VkDeviceSize size; // bytes the library may touch, from offset
-    VkDeviceAddress address;
+    VkDeviceAddress address; // of the range itself, offset included; 0: taken from handle and offset
 } VkmqaBuffer;
 
 // One forward step: which tokens belong to which sequence. Shared by all layers of the model.
@@ -278,10 +289,11 @@ typedef struct VkmqaStep {
     VkmqaBuffer metadata;
 } VkmqaStep;
 
-// What a kernel found in the metadata and treated as forbidden tokens instead of believing it.
+// What a kernel found in the metadata and treated as forbidden tokens instead of believing it. A bad entry
+// of cuSeqlensQ may also cost the sequences beside it their rows.
 typedef enum VkmqaStatusFlagBits {
     VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT = 0x1,   // a page table entry outside [0, numPages)
-    VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT = 0x2, // seqLensKv negative, or beyond the pages or limits
+    VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT = 0x2, // seqLensKv negative, or beyond maxSeqLenKv or the pages
     VKMQA_STATUS_QUERY_RANGE_BIT = 0x4,         // cuSeqlensQ goes backwards or leaves [0, totalQ]
     VKMQA_STATUS_SLOT_OUT_OF_RANGE_BIT = 0x8,   // a slot outside [-1, numPages * pageTokens)
     VKMQA_STATUS_FLAG_BITS_MAX_ENUM = 0x7FFFFFFF
@@ -304,7 +316,7 @@ typedef struct VkmqaStrides {
 
 typedef struct VkmqaAppendInfo {
     uint32_t structSize;
-    VkmqaRecorder recorder; // portable tier without push descriptors only
+    VkmqaRecorder recorder; // with descriptors, where none can be pushed
     const VkmqaStep* step;
     const VkmqaKv* kv;
     VkmqaBuffer newK; // [newTokens, numHeadsKv, headDimQk] of newType
@@ -315,7 +327,7 @@ typedef struct VkmqaAppendInfo {
 
 // Records the conversion and scatter of new K and V rows into the cache, one dispatch for all
 // sequences. Reads step.slotMapping, newK, newV; writes the slots' rows and nothing else. A slot given
-// twice in one step gets one of the two rows. Sync scope: reads and writes in
+// twice in one step holds an unspecified mix of both rows. Sync scope: reads and writes in
 // VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT; make the inputs visible to it before. A following
 // vkmqaCmdAttention or vkmqaCmdAppendKv in the same command buffer is ordered by the library; every
 // other consumer needs a barrier from SHADER_WRITE of the compute stage. The previous readers of the
@@ -325,7 +337,7 @@ VKMQA_API VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer co
 
 typedef struct VkmqaAttentionInfo {
     uint32_t structSize;
-    VkmqaRecorder recorder; // portable tier without push descriptors only
+    VkmqaRecorder recorder; // with descriptors, where none can be pushed
     const VkmqaStep* step;
     const VkmqaKv* kv;
     VkmqaBuffer q;       // [totalQ, numHeadsQ, headDimQk] of ioType
@@ -344,8 +356,10 @@ typedef struct VkmqaAttentionInfo {
 VKMQA_API VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                                      const VkmqaAttentionInfo* info);
 
-// Descriptor sets for the portable tier where push descriptors are not enabled: like a VkCommandPool,
-// one per recording thread, reset by you when its command buffers have finished. Other tiers ignore it.
+// Descriptor sets for kernels with descriptors where VK_KHR_push_descriptor is not enabled: like a
+// VkCommandPool, one per recording thread, reset by you when its command buffers have finished. Other
+// kernels ignore it. A full one makes vkmqaCmd calls return VK_ERROR_OUT_OF_POOL_MEMORY. Reset takes back
+// all of its sets; destroying null is ignored; it goes before its context.
 typedef struct VkmqaRecorderCreateInfo {
     uint32_t structSize;
     uint32_t maxCalls; // vkmqaCmd calls between two resets
@@ -361,9 +375,10 @@ typedef struct VkmqaKernelInfo {
     uint32_t structSize;
     uint32_t kernel;    // bit number for avoidKernels
     VkmqaTier tier;
-    const char* name;   // for logs, such as "cpu-r4"
+    const char* name;   // for logs, such as "cpu-wide-r4"
     const char* reason; // why it was chosen, one sentence
     uint32_t workgroups[3];
+    VkBool32 usesDescriptors; // see the top of this file
     uint32_t splits;        // parts of the KV range, merged by a second dispatch when above 1
     uint32_t rowsPerTile;   // rows that share one read of K and V
     uint32_t subgroupSize;  // 0 where the kernel uses none
@@ -379,7 +394,8 @@ VKMQA_API VkResult vkmqaGetKernelInfo(VkmqaAttention attention, const VkmqaStepL
 // Name of kernel number `kernel` (bit of avoidKernels), or null past the last.
 VKMQA_API const char* vkmqaGetKernelName(uint32_t kernel);
 
-// Memory of the known-answer test: one host-visible, host-coherent, mapped buffer.
+// Memory of the known-answer test: one buffer of these usages in host-visible, host-coherent memory that
+// stays mapped.
 VKMQA_API VkResult vkmqaGetVerifyRequirements(VkmqaAttention attention,
                                               VkmqaBufferRequirements* requirements);
 

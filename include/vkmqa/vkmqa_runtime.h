@@ -76,6 +76,7 @@ VKMQA_API VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice*
 VKMQA_API void vkmqaCloseDevice(VkmqaDevice device);
 
 VKMQA_API VkResult vkmqaGetDeviceProperties(VkmqaDevice device, VkmqaDeviceProperties* properties);
+// The device's context, for the calls of vkmqa.h; it belongs to the device. Null for a wrong handle.
 VKMQA_API VkmqaContext vkmqaGetDeviceContext(VkmqaDevice device);
 
 // The Vulkan objects beneath, for programs that outgrow this layer.
@@ -111,6 +112,7 @@ typedef enum VkmqaMemoryKind {
 // address where the device has them. Size 0 is an error.
 VKMQA_API VkResult vkmqaCreateMemory(VkmqaDevice device, VkmqaMemoryKind kind, VkDeviceSize size,
                                      VkmqaMemory* memory);
+// Null is ignored. No pending commands may use it.
 VKMQA_API void vkmqaDestroyMemory(VkmqaMemory memory);
 // The range [offset, offset + size) for vkmqa.h's structs; size 0 = to the end. A range outside the
 // memory gives an all-zero VkmqaBuffer.
@@ -120,7 +122,7 @@ VKMQA_API void* vkmqaGetMemoryPointer(VkmqaMemory memory);
 
 // Copies between host and device memory and waits, through staging buffers and the transfer queue where
 // there is one. Any size and any kind of memory that no pending commands use; offsets and sizes are
-// multiples of 4 bytes (the end may be that of the memory). VK_TIMEOUT as for waits that hang.
+// multiples of 4 bytes. VK_TIMEOUT as for waits that hang.
 VKMQA_API VkResult vkmqaUpload(VkmqaMemory memory, VkDeviceSize offset, const void* data,
                                VkDeviceSize size);
 VKMQA_API VkResult vkmqaDownload(VkmqaMemory memory, VkDeviceSize offset, void* data,
@@ -138,6 +140,7 @@ VKMQA_API void vkmqaDestroyCommands(VkmqaCommands commands); // waits if pending
 VKMQA_API VkResult vkmqaBeginCommands(VkmqaCommands commands); // drops what was recorded
 // Null outside of begin .. submit.
 VKMQA_API VkCommandBuffer vkmqaGetCommandBuffer(VkmqaCommands commands);
+// For VkmqaAppendInfo::recorder and its like; it belongs to the commands. Null for a wrong handle.
 VKMQA_API VkmqaRecorder vkmqaGetCommandsRecorder(VkmqaCommands commands);
 VKMQA_API VkResult vkmqaSubmitCommands(VkmqaCommands commands);
 // VK_TIMEOUT when it has not finished; VK_ERROR_DEVICE_LOST is sticky for the device.

@@ -73,8 +73,8 @@ VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t numPages,
         !vkmqa_cache_bytes(shape, numPages, &k, &v, &problem))
         return wrong(attention, "vkmqaGetKvRequirements", &problem);
     if (attention->choice.bind && (k > caps->maxStorageRange || v > caps->maxStorageRange)) {
-        vkmqa_problem(&problem, "numPages is %u: one layer's %s takes %llu bytes, and the portable "
-                                "tier reaches %llu (maxStorageBufferRange)", numPages,
+        vkmqa_problem(&problem, "numPages is %u: one layer's %s takes %llu bytes, and kernels "
+                                "with descriptors reach %llu (maxStorageBufferRange)", numPages,
                       k > v ? "K" : "V", (unsigned long long)(k > v ? k : v),
                       (unsigned long long)caps->maxStorageRange);
         return wrong(attention, "vkmqaGetKvRequirements", &problem);
@@ -184,6 +184,7 @@ VkResult vkmqaGetKernelInfo(VkmqaAttention attention, const VkmqaStepLimits* giv
     kernelInfo->name = candidate->name;
     kernelInfo->reason = candidate->reason;
     memcpy(kernelInfo->workgroups, plan.groups, sizeof plan.groups);
+    kernelInfo->usesDescriptors = candidate->bind;
     kernelInfo->splits = plan.splits;
     kernelInfo->rowsPerTile = candidate->rows;
     kernelInfo->subgroupSize = candidate->subgroupSize;

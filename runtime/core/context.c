@@ -99,7 +99,6 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
     const VkPhysicalDeviceLimits* limits = &properties.properties.limits;
     *caps = (struct VkmqaCaps){
         .type = properties.properties.deviceType,
-        .vendorId = properties.properties.vendorID,
         .driverId = (uint32_t)driver.driverID,
         .driverVersion = properties.properties.driverVersion,
         .apiVersion = apiVersion,
@@ -112,6 +111,8 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
         .subgroupSizeControl = enabled->subgroupSizeControl &&
                                (sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT),
         .computeFullSubgroups = enabled->computeFullSubgroups,
+        .subgroupBallot = (subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
+                          (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_BALLOT_BIT),
         .subgroupSize = subgroup.subgroupSize,
         .minSubgroupSize = sizes.minSubgroupSize,
         .maxSubgroupSize = sizes.maxSubgroupSize,

@@ -28,14 +28,13 @@ enum {
 
 struct VkmqaCaps {
     VkPhysicalDeviceType type;
-    uint32_t vendorId;
     uint32_t driverId; // VkDriverId, 0 = unknown
     uint32_t driverVersion;
     uint32_t apiVersion; // the smaller of instance and device
     bool deviceAddress;
     bool pushDescriptor;
     bool storage16, float16; // 16-bit storage buffers, f16 arithmetic
-    bool subgroupShuffle; // in compute shaders
+    bool subgroupShuffle, subgroupBallot; // in compute shaders
     bool subgroupSizeControl, computeFullSubgroups;
     uint32_t subgroupSize, minSubgroupSize, maxSubgroupSize;
     uint32_t maxInvocations;

@@ -36,6 +36,8 @@ VkResult vkmqa_create_layouts(struct VkmqaContext_T* context) {
     };
     VkResult result = context->vk.CreatePipelineLayout(context->device, &layoutInfo, allocator,
                                                        &context->addressLayout);
+    if (result != VK_SUCCESS)
+        context->addressLayout = VK_NULL_HANDLE;
     if (result == VK_SUCCESS && context->caps.storageBuffersPerStage >= VKMQA_BIND_COUNT) {
         VkDescriptorSetLayoutBinding bindings[VKMQA_BIND_COUNT];
         for (uint32_t i = 0; i < VKMQA_BIND_COUNT; ++i)
@@ -51,11 +53,15 @@ VkResult vkmqa_create_layouts(struct VkmqaContext_T* context) {
         };
         result = context->vk.CreateDescriptorSetLayout(context->device, &setInfo, allocator,
                                                        &context->setLayout);
-        if (result == VK_SUCCESS) {
+        if (result != VK_SUCCESS) {
+            context->setLayout = VK_NULL_HANDLE;
+        } else {
             layoutInfo.setLayoutCount = 1;
             layoutInfo.pSetLayouts = &context->setLayout;
             result = context->vk.CreatePipelineLayout(context->device, &layoutInfo, allocator,
                                                       &context->bindLayout);
+            if (result != VK_SUCCESS)
+                context->bindLayout = VK_NULL_HANDLE;
         }
     }
     if (result != VK_SUCCESS) {

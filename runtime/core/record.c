@@ -36,7 +36,7 @@ static uint64_t use_buffer(struct Call* call, const char* field, const VkmqaBuff
     bool bind = call->attention->choice.bind;
     if (!buffer->buffer && (bind || !buffer->address)) {
         reject(call, "%s has no buffer%s; give a VkBuffer%s", field, bind ? "" : " and no address",
-               bind ? ", which the portable tier needs" : " or a device address");
+               bind ? ", which kernels with descriptors need" : " or a device address");
         return 0;
     }
     if (buffer->size < bytes) {
@@ -64,7 +64,7 @@ static uint64_t use_buffer(struct Call* call, const char* field, const VkmqaBuff
         if (!address)
             reject(call, "%s.buffer has no device address; create it with "
                          "VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT", field);
-        else if (address % 16 != 0 && (address + buffer->offset) % 16 != 0)
+        else if (address % 16 != 0)
             reject(call, "%s.buffer lies at the address 0x%llx; bind it at a multiple of 16", field,
                    (unsigned long long)address);
         return address + buffer->offset;
@@ -74,7 +74,7 @@ static uint64_t use_buffer(struct Call* call, const char* field, const VkmqaBuff
     if (range > before + buffer->size)
         range = before + buffer->size;
     if (range > context->caps.maxStorageRange) {
-        reject(call, "%s takes %llu bytes, and the portable tier reaches %llu "
+        reject(call, "%s takes %llu bytes, and kernels with descriptors reach %llu "
                      "(maxStorageBufferRange)", field, (unsigned long long)range,
                (unsigned long long)context->caps.maxStorageRange);
         return 0;
@@ -85,15 +85,26 @@ static uint64_t use_buffer(struct Call* call, const char* field, const VkmqaBuff
 
 // ---- what calls have in common ---------------------------------------------------------------
 
+// Kernels reach it by 32-bit offsets, or through one descriptor.
+static uint64_t metadata_bytes(const struct Call* call, const VkmqaStep* step) {
+    uint64_t reach = UINT32_MAX & ~15u;
+    const struct VkmqaCaps* caps = &call->attention->context->caps;
+    if (call->attention->choice.bind && caps->maxStorageRange - caps->storageAlignment < reach)
+        reach = caps->maxStorageRange - caps->storageAlignment;
+    return (step->metadata.size < reach ? step->metadata.size : reach) & ~3ull;
+}
+
 static uint32_t read_word(struct Call* call, const char* field, uint32_t offset, uint64_t count,
                           const VkmqaStep* step, bool optional) {
     if (offset == VKMQA_NONE && optional)
         return VKMQA_ABSENT;
     if (offset % 4 != 0)
         reject(call, "step.layout.%s is %u; use a multiple of 4", field, offset);
-    else if (count * 4 > step->metadata.size || offset > step->metadata.size - count * 4)
-        reject(call, "step.layout.%s is %u: its %llu entries pass step.metadata.size, which is %llu",
-               field, offset, (unsigned long long)count, (unsigned long long)step->metadata.size);
+    else if (count * 4 > metadata_bytes(call, step) ||
+             offset > metadata_bytes(call, step) - count * 4)
+        reject(call, "step.layout.%s is %u: its %llu entries pass what kernels reach of "
+                     "step.metadata, %llu bytes", field, offset, (unsigned long long)count,
+               (unsigned long long)metadata_bytes(call, step));
     return offset / 4;
 }
 
@@ -223,7 +234,7 @@ VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer commandBuffe
     use_cache(&call, info.kv, &push.k, &push.v);
     push.newK = use_buffer(&call, "info.newK", &info.newK, bytesK, VKMQA_BIND_Q);
     push.newV = use_buffer(&call, "info.newV", &info.newV, bytesV, VKMQA_BIND_OUT);
-    push.step = use_buffer(&call, "step.metadata", &step.metadata, step.metadata.size & ~3ull,
+    push.step = use_buffer(&call, "step.metadata", &step.metadata, metadata_bytes(&call, &step),
                            VKMQA_BIND_STEP);
     uint64_t eights = (uint64_t)limits.newTokens * shape->numHeadsKv *
                       ((shape->headDimQk + shape->headDimV) / 8);
@@ -283,6 +294,7 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
         .totalQ = limits->totalQ,
         .splits = plan->splits,
         .splitTokens = plan->splitTokens,
+        .maxTokens = limits->maxSeqLenKv,
         .maxPages = maxPages,
         .numPages = info->kv ? info->kv->numPages : 0,
         .pageTokens = shape->pageTokens,
@@ -302,7 +314,7 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
     uint64_t lse = 0;
     if (writeLse)
         lse = use_buffer(&call, "info.lse", &info->lse, bytesLse, VKMQA_BIND_LSE);
-    push.step = use_buffer(&call, "step.metadata", &step->metadata, step->metadata.size & ~3ull,
+    push.step = use_buffer(&call, "step.metadata", &step->metadata, metadata_bytes(&call, step),
                            VKMQA_BIND_STEP);
     struct VkmqaMergePush merge = {0};
     struct Call second = call; // the merge's descriptors
@@ -329,11 +341,12 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
         merge.seqLensKv = push.seqLensKv;
         merge.batch = push.batch;
         merge.totalQ = push.totalQ;
-        merge.splits = push.splits;
         merge.splitTokens = push.splitTokens;
+        merge.maxTokens = push.maxTokens;
         merge.outTokenStride = push.outTokenStride;
         merge.outHeadStride = push.outHeadStride;
         merge.writeLse = writeLse;
+        merge.scaleLog2 = push.scaleLog2;
     } else {
         push.out_ = out;
         push.lse = lse;
@@ -372,8 +385,13 @@ VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuff
         reject(&call, "%s", problem.text);
     if (call.result != VK_SUCCESS || !read_step(&call, info.step, &step, &limits))
         return call.result;
-    if (!vkmqa_make_plan(&attention->context->caps, &attention->shape, &attention->choice, &limits,
-                         &plan, &problem)) {
+    // No sequence is longer than its row of the page table.
+    const struct VkmqaShape* shape = &attention->shape;
+    uint64_t paged = (uint64_t)step.layout.maxPages * shape->pageTokens;
+    if (shape->pageShift != VKMQA_CONTIGUOUS && paged > 0 && paged < limits.maxSeqLenKv)
+        limits.maxSeqLenKv = (uint32_t)paged;
+    if (!vkmqa_make_plan(&attention->context->caps, shape, &attention->choice, &limits, &plan,
+                         &problem)) {
         reject(&call, "%s", problem.text);
         return call.result;
     }

@@ -75,7 +75,7 @@ VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, VkmqaRecorde
         return VK_SUCCESS;
     if (!recorder || recorder->magic != VKMQA_MAGIC_RECORDER)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "info.recorder is %s; the portable tier without push descriptors needs a "
+                          "info.recorder is %s; kernels with descriptors, where none can be pushed, need a "
                           "VkmqaRecorder", recorder ? "not a VkmqaRecorder" : "null");
     if (recorder->context != context)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
@@ -91,19 +91,17 @@ VkResult vkmqa_make_sets(const struct VkmqaContext_T* context, VkmqaRecorder rec
                          uint32_t count, VkDescriptorSet* sets) {
     if (context->caps.pushDescriptor)
         return VK_SUCCESS;
-    for (uint32_t i = 0; i < count; ++i) {
-        VkDescriptorSetAllocateInfo info = {
-            .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO,
-            .descriptorPool = recorder->pool,
-            .descriptorSetCount = 1,
-            .pSetLayouts = &context->setLayout,
-        };
-        VkResult result = context->vk.AllocateDescriptorSets(context->device, &info, &sets[i]);
-        if (result != VK_SUCCESS)
-            return vkmqa_fail(context, result, "Vulkan could not allocate a descriptor set (%d)",
-                              result);
-        recorder->setsUsed++;
-    }
+    VkDescriptorSetLayout layouts[2] = {context->setLayout, context->setLayout};
+    VkDescriptorSetAllocateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO,
+        .descriptorPool = recorder->pool,
+        .descriptorSetCount = count, // 1 or 2: all or none
+        .pSetLayouts = layouts,
+    };
+    VkResult result = context->vk.AllocateDescriptorSets(context->device, &info, sets);
+    if (result != VK_SUCCESS)
+        return vkmqa_fail(context, result, "Vulkan could not allocate descriptor sets (%d)", result);
+    recorder->setsUsed += count;
     return VK_SUCCESS;
 }
 

@@ -1,4 +1,4 @@
-// Descriptors of the portable tier: pushed where enabled, else from a VkmqaRecorder.
+// Descriptors of the kernels that use them: pushed where enabled, else from a VkmqaRecorder.
 // SPDX-License-Identifier: MIT
 #ifndef VKMQA_RECORDER_H
 #define VKMQA_RECORDER_H
@@ -8,7 +8,7 @@
 // Whether `sets` more can be had; the message says why not.
 VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
                               uint32_t sets);
-// Leaves sets untouched where descriptors are pushed.
+// count: 1 or 2. Leaves sets untouched where descriptors are pushed.
 VkResult vkmqa_make_sets(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
                          uint32_t count, VkDescriptorSet* sets);
 void vkmqa_bind_buffers(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer,

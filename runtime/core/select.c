@@ -21,7 +21,7 @@ struct VkmqaKernel {
     bool half;                 // needs 16-bit storage buffers and f16 arithmetic
     uint32_t driverId;         // of this driver only,
     uint32_t minDriverVersion; // from this version on
-    uint32_t minSubgroup, maxSubgroup;
+    uint32_t minSubgroup, maxSubgroup; // 0: uses no subgroup operations
     uint32_t maxHeadDim;
     // Sizes.
     uint32_t rows;       // rows of a tile
@@ -49,7 +49,9 @@ static const struct VkmqaKernel kernels[] = {
     {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, 0,        0,         8, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true, true, false, 0,        0,         8, 16, 128,  8,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, LAVAPIPE, 0,        4, 4, 128,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 128,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  1,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"},
+    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  8,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"},
     {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
     {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
     {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
@@ -114,18 +116,18 @@ static const char* find_lack(const struct VkmqaKernel* kernel, const struct Vkmq
         return "a driver that runs on the CPU";
     if (!has_driver(caps, kernel->driverId, kernel->minDriverVersion))
         return "another driver, or a newer version of it";
+    if (kernel->half && !caps->subgroupBallot)
+        return "subgroup ballots in compute shaders";
     if (kernel->half && !has_half(caps))
         return "Vulkan 1.2 with the features storageBuffer16BitAccess and shaderFloat16";
     if (kernel->bind && caps->storageBuffersPerStage < VKMQA_BIND_COUNT)
         return "more storage buffers per shader stage";
     if (!kernel->bind && !caps->deviceAddress)
         return "the feature bufferDeviceAddress";
-    if (kernel->tier != VKMQA_TIER_PORTABLE) {
-        if (!caps->subgroupShuffle)
-            return "subgroup shuffles in compute shaders";
-        if (caps->subgroupSize < kernel->minSubgroup || caps->subgroupSize > kernel->maxSubgroup)
-            return "another subgroup size";
-    }
+    if (kernel->minSubgroup && !caps->subgroupShuffle)
+        return "subgroup shuffles in compute shaders";
+    if (kernel->minSubgroup && !has_subgroups(caps, kernel->minSubgroup, kernel->maxSubgroup))
+        return "another subgroup size";
     if (dim > kernel->maxHeadDim)
         return "smaller head dims";
     return NULL;
@@ -144,7 +146,7 @@ static uint32_t max_of(uint32_t a, uint32_t b) { return a > b ? a : b; }
 static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                    struct VkmqaCandidate* candidate) {
     const struct VkmqaKernel* kernel = &kernels[index];
-    bool subgroups = kernel->tier != VKMQA_TIER_PORTABLE;
+    bool subgroups = kernel->minSubgroup != 0;
     *candidate = (struct VkmqaCandidate){
         .kernel = index,
         .name = kernel->name,
@@ -164,8 +166,10 @@ static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct Vk
         uint32_t eights = max_of(shape->headDimQk, shape->headDimV) / 8;
         candidate->cluster =
             min_of(min_of(kernel->cluster, caps->subgroupSize), power_of_two_from(eights));
+        // More than one subgroup only where all are sure to be full.
+        uint32_t invocations = caps->computeFullSubgroups ? kernel->invocations : 0;
         candidate->workgroupSize =
-            max_of(min_of(kernel->invocations, caps->maxInvocations) / caps->subgroupSize, 1) *
+            max_of(min_of(invocations, caps->maxInvocations) / caps->subgroupSize, 1) *
             caps->subgroupSize;
     }
     uint32_t quadsK = shape->headDimQk / 4, quadsV = shape->headDimV / 4;

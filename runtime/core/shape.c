@@ -194,8 +194,11 @@ bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, uint64
     // Slots are int32, and planes (page * numHeadsKv + head) 32 bits wide.
     if (numPages == 0 || (uint64_t)numPages * shape->pageTokens > INT32_MAX ||
         (uint64_t)numPages * shape->numHeadsKv > UINT32_MAX) {
-        vkmqa_problem(problem, "numPages is %u; use 1 to %u with pages of %u tokens", numPages,
-                      INT32_MAX / shape->pageTokens, shape->pageTokens);
+        uint32_t most = INT32_MAX / shape->pageTokens;
+        if (UINT32_MAX / shape->numHeadsKv < most)
+            most = UINT32_MAX / shape->numHeadsKv;
+        vkmqa_problem(problem, "numPages is %u; use 1 to %u with pages of %u tokens and %u KV heads",
+                      numPages, most, shape->pageTokens, shape->numHeadsKv);
         return false;
     }
     uint64_t rows = (uint64_t)numPages * shape->pageTokens;

@@ -15,6 +15,7 @@ static struct VkmqaAttention_T make_trial(const struct VkmqaAttention_T* attenti
     if (trial.shape.pageShift == VKMQA_CONTIGUOUS)
         trial.shape.pageTokens = CONTIGUOUS_PAGE;
     trial.shape.maxSeqLenKv = CONTIGUOUS_PAGE;
+    trial.shape.scale = 1.0f / sqrtf((float)trial.shape.headDimQk); // tolerances are absolute
     return trial;
 }
 
@@ -260,6 +261,7 @@ struct Runner {
     VkmqaRecorder recorder;
     VkmqaStep step;
     VkmqaKv kv;
+    bool pending; // submitted, and not known to have finished
 };
 
 static VkmqaBuffer range(const struct Runner* runner, uint64_t offset, uint64_t bytes) {
@@ -288,8 +290,13 @@ static VkResult create_runner(struct Runner* runner) {
     VkmqaRecorderCreateInfo recorderInfo = {.structSize = sizeof recorderInfo, .maxCalls = 4};
     VkResult result =
         context->vk.CreateCommandPool(context->device, &poolInfo, allocator, &runner->pool);
-    if (result == VK_SUCCESS)
+    if (result != VK_SUCCESS)
+        runner->pool = VK_NULL_HANDLE;
+    if (result == VK_SUCCESS) {
         result = context->vk.CreateFence(context->device, &fenceInfo, allocator, &runner->fence);
+        if (result != VK_SUCCESS)
+            runner->fence = VK_NULL_HANDLE;
+    }
     if (result == VK_SUCCESS)
         result = vkmqaCreateRecorder(runner->trial->context, &recorderInfo, &runner->recorder);
     if (result == VK_SUCCESS) {
@@ -386,7 +393,9 @@ static VkResult run(struct Runner* runner, uint32_t candidate, uint32_t splits) 
     if (result != VK_SUCCESS)
         return result;
     uint64_t timeout = runner->info->timeoutNs ? runner->info->timeoutNs : 10000000000ull;
-    return context->vk.WaitForFences(context->device, 1, &runner->fence, VK_TRUE, timeout);
+    result = context->vk.WaitForFences(context->device, 1, &runner->fence, VK_TRUE, timeout);
+    runner->pending = result != VK_SUCCESS && result != VK_ERROR_DEVICE_LOST;
+    return result;
 }
 
 // Runs everything once; *failed gets the kernels that answered wrongly.
@@ -412,6 +421,8 @@ static VkResult run_all(struct Runner* runner, uint64_t* failed) {
         for (uint32_t splits = 1; splits <= 2; ++splits) {
             memset(memory + layout->out, 0xFF, layout->bytesOut);
             memset(memory + layout->lse, 0xFF, layout->bytesLse);
+            memset(memory + layout->scratch, 0xFF, layout->bytesScratch);
+            memset(memory + layout->metadata + layout->step.status, 0, 4);
             result = run(runner, i, splits);
             if (result != VK_SUCCESS)
                 return result;
@@ -458,7 +469,7 @@ VkResult vkmqaVerifyAttention(VkmqaAttention attention, const VkmqaVerifyInfo* g
     VkResult result = create_runner(&runner);
     if (result == VK_SUCCESS)
         result = run_all(&runner, failedKernels);
-    if (result != VK_TIMEOUT) // a queue that hangs still uses them: they are left to it
+    if (!runner.pending) // a queue that hangs still uses them: they are left to it
         destroy_runner(&runner);
     if (result != VK_SUCCESS)
         vkmqa_fail(context, result, "vkmqaVerifyAttention: the test could not run to its end (%d)",

@@ -71,6 +71,8 @@ static VkResult test(VkmqaDevice device, const char* call, VkmqaAttention attent
 VkResult vkmqaDeviceCreateAttention(VkmqaDevice device, const VkmqaAttentionCreateInfo* info,
                                     VkmqaAttention* attention) {
     static const char call[] = "vkmqaDeviceCreateAttention";
+    if (attention)
+        *attention = NULL;
     VkResult result = vkmqa_check_device(device, call);
     if (result)
         return result;
