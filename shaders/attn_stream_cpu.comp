@@ -16,6 +16,7 @@
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
+#define VKMQA_EXACT_EXP2 1
 #include "common.glsl"
 #include "access.glsl"
 layout(push_constant) uniform Push { VkmqaAttentionPush pc; };

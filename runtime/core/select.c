@@ -64,7 +64,8 @@ static const struct VkmqaKernel kernels[] = {
 enum { KERNEL_COUNT = sizeof kernels / sizeof kernels[0] };
 _Static_assert(KERNEL_COUNT <= 64, "one bit of avoidKernels each");
 
-// How new rows get into the cache: the first row that fits, the last two fit every device.
+// How new rows get into the cache: the first row that fits, the last two fit every device. On CPU
+// drivers, too, workgroups of 64 beat single subgroups: 2 times on lavapipe 22.3, 1.6 on SwiftShader.
 static const struct VkmqaAppendKernel {
     const char* name;
     uint32_t shader;
@@ -80,8 +81,6 @@ static const struct VkmqaAppendKernel {
     // clang-format off
     // name                shader                       bind   cpu    half   driver    from        sg min max  inv tokens
     {"append-wide",      VKMQA_SHADER_APPEND_CPU,     false, true,  true,  LAVAPIPE, MESA(26, 0), 4, 16,    0, 1},
-    {"append-cpu",       VKMQA_SHADER_APPEND_KV,      false, true,  false, 0,        0,           0, 0,     0, 0},
-    {"append-cpu-bind",  VKMQA_SHADER_APPEND_KV_BIND, true,  true,  false, 0,        0,           0, 0,     0, 0},
     {"append",           VKMQA_SHADER_APPEND_KV,      false, false, false, 0,        0,           0, 0,    64, 0},
     {"append-bind",      VKMQA_SHADER_APPEND_KV_BIND, true,  false, false, 0,        0,           0, 0,    64, 0},
     // clang-format on
