@@ -72,8 +72,8 @@ BenchResult runAppend(Session* session, const Item* item, Row* row) {
     row->bytes =
         (double)elements * problem.newType->bytes +
         (double)rows * (problem.kvRequirements.rowBytesK + problem.kvRequirements.rowBytesV);
-    snprintf(row->kernel, sizeof(row->kernel), "append_kv");
-    snprintf(row->reason, sizeof(row->reason), "the only one: one dispatch for K and V");
+    snprintf(row->kernel, sizeof(row->kernel), "append");
+    snprintf(row->reason, sizeof(row->reason), "converts and scatters K and V in one dispatch");
     problem.hostNewK = allocate(rows * problem.headDimQk + 4, 4);
     problem.hostNewV = allocate(rows * problem.headDimV + 4, 4);
     fillRandom(problem.newType, 4, rows * problem.headDimQk, problem.hostNewK);
