@@ -1,0 +1,16 @@
+# cmake -DROOT=.. -P readme_check.cmake: the README's C code stands word for word in the sample that the tests
+# compile and run.
+file(READ ${ROOT}/README.md readme)
+file(READ ${ROOT}/samples/hello.c sample)
+string(FIND "${readme}" "```c\n" begin)
+if(begin EQUAL -1)
+    message(FATAL_ERROR "README.md has no C example")
+endif()
+math(EXPR begin "${begin} + 5")
+string(SUBSTRING "${readme}" ${begin} -1 rest)
+string(FIND "${rest}" "```" length)
+string(SUBSTRING "${rest}" 0 ${length} code)
+string(FIND "${sample}" "${code}" found)
+if(length LESS 200 OR found EQUAL -1)
+    message(FATAL_ERROR "README.md's C example is not in samples/hello.c:\n${code}")
+endif()
