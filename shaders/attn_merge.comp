@@ -19,6 +19,12 @@ ROW_WRITER(out)
 
 #include "step.glsl"
 
+// The partial row of split s. Clamped, as lavapipe does loads at an address that all lanes share once more
+// after a loop's end, and after a return.
+uint part_of(uint s, uint active_, uint rows, uint row) {
+    return min(s, active_ - 1u) * rows + row;
+}
+
 void main() {
     uint row = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x; // [totalQ, numHeadsQ]
     uint token = row / NUM_HEADS_Q, head = row % NUM_HEADS_Q;
@@ -39,21 +45,22 @@ void main() {
     uint active_ = active_splits(min(len, pc.maxTokens));
 
     uint rows = pc.totalQ * NUM_HEADS_Q;
+    row = min(row, rows - 1u);
     float m = NEGATIVE, l = 0.0;
     for (uint s = 0u; s < active_; ++s)
-        m = max(m, uintBitsToFloat(load4_stats(add_product(pc.stats, s * rows + row, 8u))));
+        m = max(m, uintBitsToFloat(load4_stats(add_product(pc.stats, part_of(s, active_, rows, row), 8u))));
     uint lane = gl_LocalInvocationIndex;
     uvec2 outRow = add_offset(add_product(pc.out_, token, pc.outTokenStride * element_bytes(IO_TYPE)),
                               head * pc.outHeadStride * element_bytes(IO_TYPE));
     for (uint s = 0u; s < active_; ++s) {
-        vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, s * rows + row, 8u)));
+        vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, part_of(s, active_, rows, row), 8u)));
         l += softmax_weight(state.x - m) * state.y;
     }
     for (uint column = lane * 4u; column < HEAD_DIM_V; column += WG_SIZE * 4u) {
         vec4 o = vec4(0.0);
         for (uint s = 0u; s < active_; ++s) {
-            vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, s * rows + row, 8u)));
-            uvec2 part = add_product(pc.parts, s * rows + row, HEAD_DIM_V * 4u);
+            vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, part_of(s, active_, rows, row), 8u)));
+            uvec2 part = add_product(pc.parts, part_of(s, active_, rows, row), HEAD_DIM_V * 4u);
             if (state.y != 0.0)
                 o += softmax_weight(state.x - m) *
                      uintBitsToFloat(load16_parts(add_offset(part, column * 4u)));

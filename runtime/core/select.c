@@ -8,6 +8,7 @@
 #include "vkmqa_shader_ids.h"
 
 #define LAVAPIPE VK_DRIVER_ID_MESA_LLVMPIPE
+#define SWIFTSHADER VK_DRIVER_ID_GOOGLE_SWIFTSHADER
 #define MESA(major, minor) VK_MAKE_API_VERSION(0, major, minor, 0)
 
 // Zero in a condition means any.
@@ -49,6 +50,9 @@ static const struct VkmqaKernel kernels[] = {
     {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, 0,        0,         8, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true, true, false, 0,        0,         8, 16, 128,  8,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, LAVAPIPE, 0,        4, 4, 128,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
+    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  1,   1,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well"},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  4,   4,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well"},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  8,   8,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well"},
     {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 128,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
     {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  1,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"},
     {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  8,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"},
