@@ -3,6 +3,7 @@
 // compiles well: a lane is a row, all lanes read the same K and V, one token at a time, nothing is reduced
 // across lanes; the types are told apart once a token. Descriptors only. Online softmax: Milakov and Gimelshein, arXiv 1805.02867.
 #extension GL_GOOGLE_include_directive : require
+#define VKMQA_EXACT_EXP2 1
 #include "common.glsl"
 #include "access.glsl"
 layout(push_constant) uniform Push { VkmqaAttentionPush pc; };

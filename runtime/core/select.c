@@ -32,6 +32,7 @@ struct VkmqaKernel {
     uint32_t splitSize;
     uint32_t workgroups; // enough to fill such devices
     const char* reason;
+    bool f16Cache; // only for K and V in f16: it sums in one chain, too coarse beside an f32 cache
 };
 
 // The row's number is the kernel's bit in avoidKernels. Within a tier, rows that differ in `rows` stand
@@ -41,25 +42,25 @@ static const struct VkmqaKernel kernels[] = {
 #define WIDE "lavapipe from Mesa 26 on: lanes are head elements, loads become whole vectors"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
-    // name         tier                  shader                        bind  cpu   half  driver   from        sg min max dim  rows inv clu blk split  wgs
-    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  1,   0,   1, 0, 512,  16, WIDE},
-    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  2,   0,   1, 0, 512,  16, WIDE},
-    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 128,  4,   0,   1, 0, 512,  16, WIDE},
-    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16,  64,  8,   0,   1, 0, 512,  16, WIDE},
-    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true, true, false, 0,        0,         8, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, 0,        0,         8, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true, true, false, 0,        0,         8, 16, 128,  8,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, LAVAPIPE, 0,        4, 4, 128,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  1,   1,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well"},
-    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  4,   4,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well"},
-    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  8,   8,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well"},
-    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 128,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers"},
-    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  1,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"},
-    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  8,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"},
-    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM},
-    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM},
-    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE},
-    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE},
+    // name         tier                  shader                        bind  cpu   half  driver   from        sg min max dim  rows inv clu blk split  wgs reason f16Cache
+    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  1,   0,   1, 0, 512,  16, WIDE, false},
+    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  2,   0,   1, 0, 512,  16, WIDE, false},
+    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 128,  4,   0,   1, 0, 512,  16, WIDE, false},
+    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16,  64,  8,   0,   1, 0, 512,  16, WIDE, false},
+    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true, true, false, 0,        0,         8, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
+    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, 0,        0,         8, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
+    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true, true, false, 0,        0,         8, 16, 128,  8,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
+    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, LAVAPIPE, 0,        4, 4, 128,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
+    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  1,   1,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well", true},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  4,   4,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well", true},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  8,   8,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well", true},
+    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 128,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
+    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  1,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles", false},
+    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  8,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles", false},
+    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM, false},
+    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM, false},
+    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE, false},
+    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE, false},
     // clang-format on
 #undef STREAM
 #undef WIDE
@@ -131,6 +132,8 @@ static const char* find_lack(const struct VkmqaKernel* kernel, const struct Vkmq
         return "subgroup shuffles in compute shaders";
     if (kernel->minSubgroup && !has_subgroups(caps, kernel->minSubgroup, kernel->maxSubgroup))
         return "another subgroup size";
+    if (kernel->f16Cache && (shape->kType != VKMQA_TYPE_F16 || shape->vType != VKMQA_TYPE_F16))
+        return "K and V in f16";
     if (dim > kernel->maxHeadDim)
         return "smaller head dims";
     return NULL;
