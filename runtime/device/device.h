@@ -143,12 +143,15 @@ bool vkmqa_is_memory(VkmqaMemory memory);
 VkResult vkmqa_make_memory(VkmqaDevice device, const char* call, VkmqaMemoryKind kind,
                            VkDeviceSize size, VkmqaMemory* memory);
 void vkmqa_free_memory(VkmqaMemory memory);
+// Frees what a forked child has of it and leaves the driver's objects to the parent.
+void vkmqa_forget_memory(VkmqaMemory memory);
 
 // ---- transfer.c ------------------------------------------------------------------------------
 
 // Waits for copies that an earlier call gave up on. True when none is left pending.
 bool vkmqa_transfers_done(VkmqaDevice device, const char* call);
 void vkmqa_destroy_transfer(VkmqaDevice device);
+void vkmqa_forget_transfer(VkmqaDevice device); // as vkmqa_forget_memory
 
 // Everything before it, earlier submissions to the queue included, happens before everything after
 // it and before what the host does once a fence has signalled. Allowed on every queue.

@@ -178,6 +178,11 @@ void vkmqa_free_memory(VkmqaMemory memory) {
     free(memory);
 }
 
+void vkmqa_forget_memory(VkmqaMemory memory) {
+    memory->magic = 0;
+    free(memory);
+}
+
 VkResult vkmqaCreateMemory(VkmqaDevice device, VkmqaMemoryKind kind, VkDeviceSize size,
                            VkmqaMemory* memory) {
     static const char call[] = "vkmqaCreateMemory";
@@ -206,8 +211,7 @@ void vkmqaDestroyMemory(VkmqaMemory memory) {
     VkmqaDevice device = memory->device;
     device->memoryCount--;
     if (device->processId != vkmqa_process_id()) { // see vkmqaCloseDevice
-        memory->magic = 0;
-        free(memory);
+        vkmqa_forget_memory(memory);
         return;
     }
     if (!vkmqa_transfers_done(device, call)) {

@@ -304,18 +304,19 @@ void vkmqaCloseDevice(VkmqaDevice device) {
     static const char call[] = "vkmqaCloseDevice";
     if (!vkmqa_is_device(device))
         return;
-    if (device->processId != vkmqa_process_id()) {
-        // The driver's threads stayed in the parent, and destroying its objects would wait for
-        // them.
-        device->magic = 0;
-        free(device);
-        return;
-    }
     if (device->memoryCount || device->commandsCount) {
         vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
                           "%s: %u memories and %u commands of the device still exist; it stays "
                           "open: destroy them, then close it",
                           call, device->memoryCount, device->commandsCount);
+        return;
+    }
+    if (device->processId != vkmqa_process_id()) {
+        // The driver's threads stayed in the parent, and destroying its objects would wait for
+        // them. The context stays, since attention objects of the child may still speak of it.
+        vkmqa_forget_transfer(device);
+        device->magic = 0;
+        free(device);
         return;
     }
     if (vkmqa_drain_device(device, call) != VK_SUCCESS) {

@@ -103,6 +103,15 @@ void vkmqa_destroy_transfer(VkmqaDevice device) {
     device->transfer = NULL;
 }
 
+void vkmqa_forget_transfer(VkmqaDevice device) {
+    if (!device->transfer)
+        return;
+    if (device->transfer->staging)
+        vkmqa_forget_memory(device->transfer->staging);
+    free(device->transfer);
+    device->transfer = NULL;
+}
+
 // Waits for the slot's copy and completes it on the host.
 static VkResult finish_slot(VkmqaDevice device, const char* call, uint32_t index) {
     struct VkmqaTransfer* transfer = device->transfer;
