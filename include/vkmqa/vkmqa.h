@@ -62,12 +62,8 @@
 
 #ifndef VKMQA_API
 #if defined(_WIN32) && defined(VKMQA_SHARED)
-#ifdef VKMQA_BUILDING
-#define VKMQA_API __declspec(dllexport)
-#else
-#define VKMQA_API __declspec(dllimport)
-#endif
-#elif defined(__GNUC__)
+#define VKMQA_API __declspec(dllimport) // for who links the DLL
+#elif defined(__GNUC__) && !defined(_WIN32)
 #define VKMQA_API __attribute__((visibility("default")))
 #else
 #define VKMQA_API
