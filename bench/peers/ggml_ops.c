@@ -2,6 +2,8 @@
 //   ggml_ops BACKEND_FOLDER DEVICE attention HEADS_Q HEADS_KV HEAD_DIM CONTEXT QUERY_TOKENS REPETITIONS
 //   ggml_ops BACKEND_FOLDER DEVICE append    HEADS_KV HEAD_DIM CONTEXT NEW_TOKENS REPETITIONS
 // Prints the median time of one call in seconds. Buffers stay the same from call to call (cache-hot).
+//   ggml_ops case HEADS_Q HEADS_KV HEAD_DIM CONTEXT QUERY_TOKENS
+// Prints the same attention as a line for test-backend-ops --test-file.
 // SPDX-License-Identifier: MIT
 #include <ggml-backend.h>
 #include <ggml.h>
@@ -47,7 +49,10 @@ static struct ggml_tensor* attention(struct ggml_context* c, const long* a,
     in[1] = ggml_new_tensor_3d(c, GGML_TYPE_F16, dim, context, headsKv);
     in[2] = ggml_new_tensor_3d(c, GGML_TYPE_F16, dim, context, headsKv);
     in[3] = ggml_new_tensor_2d(c, GGML_TYPE_F16, context, queries);
-    return ggml_flash_attn_ext(c, in[0], in[1], in[2], in[3], 1 / sqrtf((float)dim), 0, 0);
+    struct ggml_tensor* t =
+        ggml_flash_attn_ext(c, in[0], in[1], in[2], in[3], 1 / sqrtf((float)dim), 0, 0);
+    t->op_params[3] = GGML_PREC_F32; // as llama.cpp asks for, by a call that its releases rename
+    return t;
 }
 
 static struct ggml_tensor* append(struct ggml_context* c, const long* a, struct ggml_tensor** in) {
@@ -58,8 +63,49 @@ static struct ggml_tensor* append(struct ggml_context* c, const long* a, struct 
     return ggml_set_rows(c, in[0], in[1], in[2]);
 }
 
+// The harness moves 32 GiB on a GPU whatever the shape: up to 8192 calls, hours of a prefill on a CPU
+// driver. Heads that lie far apart, as in a larger tensor of which this one is a view, count as bytes
+// moved and change nothing of the work. Drivers bind as little as 128 MiB at once.
+static void spread_heads(struct ggml_tensor* t) {
+    size_t stride = ((size_t)120 << 20) / (size_t)t->ne[2] / 4096 * 4096;
+    if (t->ne[2] > 1 && stride > t->nb[2]) {
+        t->nb[2] = stride;
+        t->nb[3] = stride * (size_t)t->ne[2];
+    }
+}
+
+static int print_case(const long* a) {
+    struct ggml_init_params params = {1 << 20, NULL, true};
+    struct ggml_tensor* inputs[4] = {NULL};
+    struct ggml_tensor* t = attention(ggml_init(params), a, inputs);
+    for (int i = 0; i < 3; i++)
+        spread_heads(inputs[i]);
+    printf("%d %d", (int)t->op, (int)t->type);
+    for (int i = 0; i < GGML_MAX_DIMS; i++)
+        printf(" %lld", (long long)t->ne[i]);
+    int count = (int)(sizeof(t->op_params) / sizeof(t->op_params[0]));
+    printf(" %d", count);
+    for (int i = 0; i < count; i++)
+        printf(" %d", (int)t->op_params[i]);
+    printf(" 4");
+    for (int i = 0; i < 4; i++) {
+        printf(" %d", (int)inputs[i]->type);
+        for (int k = 0; k < GGML_MAX_DIMS; k++)
+            printf(" %lld", (long long)inputs[i]->ne[k]);
+        for (int k = 0; k < GGML_MAX_DIMS; k++)
+            printf(" %zu", inputs[i]->nb[k]);
+    }
+    printf(" -\n"); // no name
+    return 0;
+}
+
 int main(int argc, char** argv) {
     long a[6] = {0};
+    if (argc == 7 && strcmp(argv[1], "case") == 0) {
+        for (int i = 2; i < argc; i++)
+            a[i - 2] = atol(argv[i]);
+        return print_case(a);
+    }
     int attend = argc == 10 && strcmp(argv[3], "attention") == 0;
     if (!attend && !(argc == 9 && strcmp(argv[3], "append") == 0)) {
         fprintf(stderr, "usage: see the head of ggml_ops.c\n");
