@@ -40,6 +40,7 @@ struct VkmqaKernel {
 static const struct VkmqaKernel kernels[] = {
 #define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
 #define WIDE "lavapipe from Mesa 26 on: lanes are head elements, loads become whole vectors"
+#define LANES "SwiftShader: lanes split rows, few loads, no branches in loops"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
     // name         tier                  shader                        bind  cpu   half  driver   from        sg min max dim  rows inv clu blk split  wgs reason f16Cache
@@ -51,9 +52,9 @@ static const struct VkmqaKernel kernels[] = {
     {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, 0,        0,         8, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
     {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true, true, false, 0,        0,         8, 16, 128,  8,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
     {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, LAVAPIPE, 0,        4, 4, 128,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
-    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  1,   1,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well", true},
-    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  4,   4,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well", true},
-    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_BIND, true, true, false, SWIFTSHADER, 0,        0, 0, 256,  8,   8,   1, 0, 512,  16, "SwiftShader: a lane is a row; small rolled code is what it compiles well", true},
+    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R1_BIND, true, true, false, SWIFTSHADER, 0,        4, 4, 256,  1,   0,   1, 0, 512,  16, LANES, false},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R4_BIND, true, true, false, SWIFTSHADER, 0,        4, 4, 256,  4,   0,   1, 0, 512,  16, LANES, false},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND, true, true, false, SWIFTSHADER, 0,        4, 4, 256,  8,   0,   1, 0, 512,  16, LANES, false},
     {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 128,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
     {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  1,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles", false},
     {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  8,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles", false},
@@ -64,6 +65,7 @@ static const struct VkmqaKernel kernels[] = {
     // clang-format on
 #undef STREAM
 #undef WIDE
+#undef LANES
 #undef TILE
 };
 enum { KERNEL_COUNT = sizeof kernels / sizeof kernels[0] };
