@@ -29,6 +29,9 @@ typedef enum BenchOp {
     OP_CREATE,
     OP_RECORD,
     OP_PLAIN,
+    OP_MERGE,
+    OP_REPLAY,
+    OP_QUALITY,
     OP_CASE, // by --case only
     OP_COUNT
 } BenchOp;
@@ -41,6 +44,16 @@ typedef struct NumberList {
     uint32_t values[64];
 } NumberList;
 
+// What attention and append do beside the plain thing, in the words of VkmqaAttentionCreateInfo. Presets have
+// some, options add to them.
+typedef struct Modifiers {
+    VkmqaAttentionFlags flags; // all but causality, which has a column of its own
+    uint32_t windowLeft, windowRight, chunkSize;
+    float softcap;
+    VkmqaRopeStyle ropeStyle;
+    uint32_t ropeDim, ropeOffset;
+} Modifiers;
+
 typedef struct Options {
     bool listDevices, systemReport, quick, cacheHot, portableOnly, wallTimer, verify, skipSelfTest;
     char* device;
@@ -51,7 +64,9 @@ typedef struct Options {
     NumberList queryTokens, contexts, batches, kTypes, vTypes; // count 0: the default
     VkmqaType ioType, newType;
     uint32_t pageSize;
-    bool causal;
+    uint32_t parts, layers; // of merge, of replay
+    bool causal, modified;  // modified: an option for modifiers was given
+    Modifiers modifiers;
     VkmqaTier tier;
     char* kernelName; // or null
     uint32_t repetitions;
@@ -70,6 +85,9 @@ typedef struct Item {
     uint32_t pageSize;
     VkmqaType ioType, newType, kType, vType;
     bool causal;
+    bool outliers; // quality: some channels of K are much larger than the others
+    uint32_t parts, layers;
+    Modifiers modifiers;
 } Item;
 
 typedef struct Stats {
@@ -89,6 +107,7 @@ typedef struct Row {
     const char* roof; // the op whose figure bounds this row
     double nmse;
     double cacheBytesPerToken; // one layer, K and V of all heads
+    double overhead; // replay: time of a step over that of one recorded for its own length
     bool wrong;
 } Row;
 
@@ -134,10 +153,13 @@ typedef struct Preset {
     const char* name;
     uint32_t numHeadsQ, numHeadsKv, headDimQk, headDimV;
     const char* about;
+    Modifiers modifiers;
 } Preset;
 
 const Preset* findPreset(const char* name); // null when there is none
 void printPresets(void);
+// The preset's modifiers with the options' on top, for heads of these dimensions.
+Modifiers combineModifiers(const Options* options, const Preset* preset, uint32_t headDimV);
 // The measurements that the options ask for, roofs first. The caller frees *items.
 uint32_t planItems(const Options* options, Item** items);
 
@@ -151,6 +173,7 @@ typedef BenchResult (*RecordCall)(void* user, VkCommandBuffer commandBuffer, Vkm
                                   uint32_t index);
 // Times a call: calls are batched into submissions of a few milliseconds, which cycle over `copies`.
 BenchResult measure(Session* session, RecordCall record, void* user, uint32_t copies, Stats* stats);
+BenchResult submitAndWait(Session* session, VkmqaCommands commands, double* seconds);
 // Records one call, submits it and waits.
 BenchResult runOnce(Session* session, RecordCall record, void* user);
 
@@ -173,6 +196,9 @@ BenchResult runAppend(Session* session, const Item* item, Row* row);
 BenchResult runCreate(Session* session, const Item* item, Row* row);
 BenchResult runRecord(Session* session, const Item* item, Row* row);
 BenchResult runPlain(Session* session, const Item* item, Row* row);
+BenchResult runMerge(Session* session, const Item* item, Row* row);
+BenchResult runReplay(Session* session, const Item* item, Row* row);
+BenchResult runQuality(Session* session, const Item* item, Row* row);
 BenchResult runCaseFile(Session* session, const char* path);
 BenchResult printSystemReport(Session* session);
 void applyRoof(const Session* session, Row* row);

@@ -1,4 +1,4 @@
-// An attention case file: its metadata keys, its tensors, and what of it this version supports.
+// An attention case file: its metadata keys, its tensors, and the library's limits.
 // SPDX-License-Identifier: MIT
 #include "case_file.h"
 
@@ -12,29 +12,26 @@
 
 typedef enum KeyKind { KEY_TEXT, KEY_WHOLE, KEY_REAL } KeyKind;
 
-// To support a key that this version refuses: drop its `refused` text and use the field in op_case.c.
 static const struct {
     const char* name;
     KeyKind kind;
-    size_t field;        // of CaseFile
-    size_t present;      // of a bool that tells 0 from absent, or 0
-    uint64_t most;       // of KEY_WHOLE
-    const char* refused; // what a value other than 0 asks for, when this version does not have it
+    size_t field;   // of CaseFile
+    size_t present; // of a bool that tells 0 from absent, or 0
+    uint64_t most;  // of KEY_WHOLE
 } keys[] = {
-    {"description", KEY_TEXT, offsetof(CaseFile, description), 0, 0, NULL},
-    {"causal", KEY_WHOLE, offsetof(CaseFile, causal), 0, 1, NULL},
-    {"page_size", KEY_WHOLE, offsetof(CaseFile, pageSize), 0, 256, NULL},
-    {"scale", KEY_REAL, offsetof(CaseFile, scale), 0, 0, NULL},
-    {"softcap", KEY_REAL, offsetof(CaseFile, softcap), 0, 0, "softcap"},
+    {"description", KEY_TEXT, offsetof(CaseFile, description), 0, 0},
+    {"causal", KEY_WHOLE, offsetof(CaseFile, causal), 0, 1},
+    {"page_size", KEY_WHOLE, offsetof(CaseFile, pageSize), 0, 256},
+    {"scale", KEY_REAL, offsetof(CaseFile, scale), 0, 0},
+    {"softcap", KEY_REAL, offsetof(CaseFile, softcap), 0, 0},
     {"window_left", KEY_WHOLE, offsetof(CaseFile, windowLeft), offsetof(CaseFile, hasWindowLeft),
-     INT32_MAX, "a sliding window (window_left)"},
+     INT32_MAX},
     {"window_right", KEY_WHOLE, offsetof(CaseFile, windowRight), offsetof(CaseFile, hasWindowRight),
-     INT32_MAX, "a sliding window (window_right)"},
-    {"v_prefix_of_k", KEY_WHOLE, offsetof(CaseFile, vPrefixOfK), 0, 65536,
-     "V as a prefix of K (v_prefix_of_k)"},
-    {"rope_theta", KEY_REAL, offsetof(CaseFile, ropeTheta), 0, 0, "rotary embedding (rope_theta)"},
-    {"rope_dim", KEY_WHOLE, offsetof(CaseFile, ropeDim), 0, 65536, "rotary embedding (rope_dim)"},
-    {"rope_style", KEY_TEXT, offsetof(CaseFile, ropeStyle), 0, 0, "rotary embedding (rope_style)"},
+     INT32_MAX},
+    {"v_prefix_of_k", KEY_WHOLE, offsetof(CaseFile, vPrefixOfK), 0, 65536},
+    {"rope_theta", KEY_REAL, offsetof(CaseFile, ropeTheta), 0, 0},
+    {"rope_dim", KEY_WHOLE, offsetof(CaseFile, ropeDim), 0, 65536},
+    {"rope_style", KEY_TEXT, offsetof(CaseFile, ropeStyle), 0, 0},
 };
 enum { KEY_COUNT = sizeof(keys) / sizeof(keys[0]) };
 
@@ -96,6 +93,12 @@ static BenchResult readMetadata(CaseFile* c) {
                     "%s: __metadata__ page_size is %" PRIu64
                     "; give a power of two from 1 to 256, or 0",
                     c->file.path, c->pageSize);
+    if (c->softcap < 0)
+        return fail(BENCH_USAGE, "%s: __metadata__ softcap is %g; give a positive number, or 0",
+                    c->file.path, c->softcap);
+    if (findMetadata(&c->file, "rope_theta") && !(c->ropeTheta > 0))
+        return fail(BENCH_USAGE, "%s: __metadata__ rope_theta is %g; give a positive number",
+                    c->file.path, c->ropeTheta);
     if (c->ropeStyle && strcmp(c->ropeStyle, "neox") != 0 &&
         strcmp(c->ropeStyle, "interleaved") != 0)
         return fail(BENCH_USAGE, "%s: __metadata__ rope_style is '%s'; it is neox or interleaved",
@@ -244,6 +247,10 @@ static BenchResult checkSizes(CaseFile* c) {
         return fail(BENCH_USAGE,
                     "%s: rope_dim is %" PRIu64 "; give an even number up to head_dim_qk = %u",
                     c->file.path, c->ropeDim, c->headDimQk);
+    if (c->vPrefixOfK && c->kType != c->vType)
+        return fail(BENCH_USAGE,
+                    "%s: kv_type is %s/%s, but with v_prefix_of_k V is part of K; give one type",
+                    c->file.path, c->kType->name, c->vType->name);
     return BENCH_OK;
 }
 
@@ -272,12 +279,13 @@ static BenchResult checkTensors(CaseFile* c) {
         result = checkOffsets(c, c->cuSeqlensKv, c->totalKv);
     if (result != BENCH_OK)
         return result;
-    uint64_t longest = 0;
     for (uint32_t b = 0; b < c->batch; b++) {
-        uint64_t length = (uint64_t)(intAt(c->cuSeqlensKv, b + 1) - intAt(c->cuSeqlensKv, b));
-        longest = length > longest ? length : longest;
+        uint32_t queries = (uint32_t)(intAt(c->cuSeqlensQ, b + 1) - intAt(c->cuSeqlensQ, b));
+        uint32_t length = (uint32_t)(intAt(c->cuSeqlensKv, b + 1) - intAt(c->cuSeqlensKv, b));
+        c->longestQ = queries > c->longestQ ? queries : c->longestQ;
+        c->longestKv = length > c->longestKv ? length : c->longestKv;
     }
-    uint64_t headShape[] = {c->numHeadsQ}, maskShape[] = {c->totalQ, longest};
+    uint64_t headShape[] = {c->numHeadsQ}, maskShape[] = {c->totalQ, c->longestKv};
     uint64_t outShape[] = {c->totalQ, c->numHeadsQ, c->headDimV};
     if (c->out)
         result = checkShape(c, c->out, " F64 ", 3, outShape, "[total_q, num_heads_q, head_dim_v]");
@@ -313,47 +321,21 @@ BenchResult readCaseFile(const char* path, CaseFile* c) {
 
 void freeCaseFile(CaseFile* c) { freeTensorFile(&c->file); }
 
-// ---- what this version can do --------------------------------------------------------------------
+bool caseHasRope(const CaseFile* c) { return c->ropeStyle || c->ropeTheta > 0 || c->ropeDim; }
 
-static BenchResult refuse(const CaseFile* c, const char* what) {
-    return fail(BENCH_MISSING, "%s: needs %s, which is not supported by this version (%d.%d.%d)",
-                c->file.path, what, VKMQA_VERSION_MAJOR, VKMQA_VERSION_MINOR, VKMQA_VERSION_PATCH);
-}
+// ---- the library's limits ------------------------------------------------------------------------
 
 BenchResult checkCaseSupported(const CaseFile* c) {
-    char what[96];
-    for (int i = 0; i < KEY_COUNT; i++) {
-        const void* field = (const char*)c + keys[i].field;
-        bool asks = keys[i].present             ? *(const bool*)((const char*)c + keys[i].present)
-                    : keys[i].kind == KEY_TEXT  ? *(const char* const*)field != NULL
-                    : keys[i].kind == KEY_WHOLE ? *(const uint64_t*)field != 0
-                                                : *(const double*)field != 0;
-        if (keys[i].refused && asks)
-            return refuse(c, keys[i].refused);
-    }
-    if (c->alibiSlopes)
-        return refuse(c, "ALiBi (tensor alibi_slopes)");
-    if (c->sinks)
-        return refuse(c, "attention sinks (tensor sinks)");
-    if (c->mask)
-        return refuse(c, "a custom mask (tensor mask)");
-    if (!c->kType->type || !c->vType->type) {
-        snprintf(what, sizeof(what), "a cache of type %s (kv_type)",
-                 c->kType->type ? c->vType->name : c->kType->name);
-        return refuse(c, what);
-    }
     uint32_t dims[] = {c->headDimQk, c->headDimV};
-    for (int i = 0; i < 2; i++) {
-        if (dims[i] % 8 == 0 && dims[i] <= 256)
-            continue;
-        snprintf(what, sizeof(what), "a head dimension of %u (multiples of 8 up to 256 are there)",
-                 dims[i]);
-        return refuse(c, what);
-    }
-    if (c->numHeadsQ / c->numHeadsKv > 128) {
-        snprintf(what, sizeof(what), "%u query heads per key/value head (up to 128 are there)",
-                 c->numHeadsQ / c->numHeadsKv);
-        return refuse(c, what);
-    }
+    for (int i = 0; i < 2; i++)
+        if (dims[i] % 8 || dims[i] > 576)
+            return fail(
+                BENCH_MISSING,
+                "%s: needs a head dimension of %u; the library has multiples of 8 up to 576",
+                c->file.path, dims[i]);
+    if (c->numHeadsQ / c->numHeadsKv > 128)
+        return fail(BENCH_MISSING,
+                    "%s: needs %u query heads per key/value head; the library has up to 128",
+                    c->file.path, c->numHeadsQ / c->numHeadsKv);
     return BENCH_OK;
 }

@@ -20,13 +20,16 @@ typedef struct CaseFile {
     double scale, softcap, ropeTheta;
     const char* ropeStyle;
     bool hasWindowLeft, hasWindowRight;
+    uint32_t longestQ, longestKv; // tokens of one sequence
 } CaseFile;
 
 // BENCH_USAGE, having said what is wrong and what is expected, when the file is no consistent case.
 BenchResult readCaseFile(const char* path, CaseFile* c);
 void freeCaseFile(CaseFile* c);
-// BENCH_MISSING and a sentence when the case needs what this version of the library does not have.
+// BENCH_MISSING and a sentence when the case is beyond the library's limits.
 BenchResult checkCaseSupported(const CaseFile* c);
+// Any rope_* key asks for rotary embedding; the others then have the library's defaults.
+bool caseHasRope(const CaseFile* c);
 // int32 element of a tensor, which may stand anywhere in the file.
 int32_t intAt(const Tensor* tensor, uint64_t index);
 

@@ -9,8 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
-const char* const opNames[OP_COUNT] = {"copy",   "read",   "fma",    "matrix", "decode", "prefill",
-                                       "append", "create", "record", "plain",  "case"};
+const char* const opNames[OP_COUNT] = {"copy",    "read",   "fma",     "matrix", "decode",
+                                       "prefill", "append", "create",  "record", "plain",
+                                       "merge",   "replay", "quality", "case"};
 
 BenchResult fail(BenchResult code, const char* format, ...) {
     va_list arguments;
@@ -128,6 +129,12 @@ BenchResult runItem(Session* session, const Item* item, Row* row) {
         return runRecord(session, item, row);
     case OP_PLAIN:
         return runPlain(session, item, row);
+    case OP_MERGE:
+        return runMerge(session, item, row);
+    case OP_REPLAY:
+        return runReplay(session, item, row);
+    case OP_QUALITY:
+        return runQuality(session, item, row);
     default:
         return BENCH_ERROR;
     }

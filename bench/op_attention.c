@@ -8,10 +8,11 @@
 
 static const double referenceBudget = 2e8; // multiplications: a fraction of a second
 
-static VkmqaAttentionCreateInfo attentionInfo(const Item* item) {
+VkmqaAttentionCreateInfo attentionInfo(const Item* item) {
+    const Modifiers* m = &item->modifiers;
     return (VkmqaAttentionCreateInfo){
         .structSize = sizeof(VkmqaAttentionCreateInfo),
-        .flags = item->causal ? VKMQA_ATTENTION_CAUSAL_BIT : 0,
+        .flags = m->flags | (item->causal ? VKMQA_ATTENTION_CAUSAL_BIT : 0),
         .numHeadsQ = item->numHeadsQ,
         .numHeadsKv = item->numHeadsKv,
         .headDimQk = item->headDimQk,
@@ -22,10 +23,18 @@ static VkmqaAttentionCreateInfo attentionInfo(const Item* item) {
         .vType = item->vType,
         .pageSize = item->pageSize,
         .maxSeqLenKv = item->context,
+        .windowLeft = m->windowLeft,
+        .windowRight = m->windowRight,
+        .chunkSize = m->chunkSize,
+        .softcap = m->softcap,
+        .ropeStyle = m->ropeStyle,
+        .ropeDim = m->ropeDim,
+        .ropeOffset = m->ropeOffset,
     };
 }
 
-BenchResult createItemProblem(Session* session, const Item* item, Problem* problem) {
+BenchResult createItemProblem(Session* session, const Item* item, uint32_t copies,
+                              Problem* problem) {
     int32_t* queries = allocate(item->batch, 4);
     int32_t* contexts = allocate(item->batch, 4);
     for (uint32_t b = 0; b < item->batch; b++) {
@@ -39,6 +48,7 @@ BenchResult createItemProblem(Session* session, const Item* item, Problem* probl
         .contexts = contexts,
         .newTokens = queries,
         .rotateBytes = session->rotateBytes,
+        .copies = copies,
     };
     BenchResult result = createProblem(session, &info, problem);
     free(queries);
@@ -56,6 +66,8 @@ static BenchResult measureAndVerify(Session* session, Problem* problem, Row* row
         computeReference(&reference, referenceBudget, &expected);
         result = verifyAttention(problem, &expected, &before);
     }
+    if (result == BENCH_OK && verify)
+        result = poisonOutput(problem); // so that timed calls that do nothing show
     if (result == BENCH_OK)
         result = measure(session, recordAttention, problem, problem->copies, &row->time);
     // Once more: every copy of the cache holds the same, so the timed calls must agree too.
@@ -69,13 +81,20 @@ static BenchResult measureAndVerify(Session* session, Problem* problem, Row* row
         if (worse->wrong)
             snprintf(row->note, sizeof(row->note), "%s", worse->why);
     }
+    // Rotation counts whole caches: with a window that leaves out most of each it does not reach far.
+    double rotated = row->bytes * problem->copies;
+    bool windowed = 2 * row->bytes < row->cacheBytesPerToken * problem->totalKv;
+    if (result == BENCH_OK && !row->wrong && windowed && 2 * rotated < (double)session->rotateBytes)
+        snprintf(row->note, sizeof(row->note),
+                 "the calls read %.0f MiB again and again, which the device's caches may hold",
+                 rotated / (1 << 20));
     freeReference(&expected);
     return result;
 }
 
 BenchResult runAttention(Session* session, const Item* item, Row* row) {
     Problem problem;
-    BenchResult result = createItemProblem(session, item, &problem);
+    BenchResult result = createItemProblem(session, item, 0, &problem);
     if (result != BENCH_OK)
         return result;
     describeAttention(&problem, row);
@@ -94,20 +113,12 @@ BenchResult runRecord(Session* session, const Item* item, Row* row) {
     Problem problem;
     VkmqaCommands commands = NULL;
     double samples[CALLS];
-    BenchResult result = createItemProblem(session, item, &problem);
+    BenchResult result = createItemProblem(session, item, 0, &problem);
     if (result != BENCH_OK)
         return result;
     result = checkVk(vkmqaCreateCommands(session->device, &commands), "creating a command buffer");
     VkmqaKv kv = cacheCopy(&problem, 0);
-    VkmqaAttentionInfo info = {
-        .structSize = sizeof(info),
-        .step = &problem.step,
-        .kv = &kv,
-        .q = vkmqaGetMemoryRange(problem.q, 0, 0),
-        .out = vkmqaGetMemoryRange(problem.out, 0, 0),
-        .lse = vkmqaGetMemoryRange(problem.lse, 0, 0),
-        .scratch = vkmqaGetMemoryRange(problem.scratch, 0, 0),
-    };
+    VkmqaAttentionInfo info = attentionCall(&problem, &kv);
     for (int i = 0; result == BENCH_OK && i < CALLS; i++) {
         if (i % PER_COMMAND_BUFFER == 0) {
             result = checkVk(vkmqaBeginCommands(commands), "beginning a command buffer");

@@ -88,12 +88,14 @@ static BenchResult verifyPlain(PlainCall* call, Row* row) {
 BenchResult runPlain(Session* session, const Item* item, Row* row) {
     if (item->headDimQk != item->headDimV || item->batch != 1 || item->pageSize ||
         item->kType != VKMQA_TYPE_F16 || item->vType != VKMQA_TYPE_F16 ||
-        item->ioType != VKMQA_TYPE_F16)
-        return fail(BENCH_USAGE,
-                    "--op plain knows one sequence, f16, a contiguous cache and equal head "
-                    "dimensions only");
+        item->ioType != VKMQA_TYPE_F16 || item->queryTokens != 1 || item->modifiers.flags ||
+        item->modifiers.chunkSize || item->modifiers.softcap != 0)
+        return fail(
+            BENCH_USAGE,
+            "--op plain knows one sequence, one query token, f16, a contiguous cache, equal "
+            "head dimensions and no windows, masks or other modifiers");
     PlainCall call = {0};
-    BenchResult result = createItemProblem(session, item, &call.problem);
+    BenchResult result = createItemProblem(session, item, 0, &call.problem);
     if (result != BENCH_OK)
         return result;
     describeAttention(&call.problem, row);

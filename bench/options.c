@@ -1,9 +1,9 @@
 // The command line, through popt.
 // SPDX-License-Identifier: MIT
 #include "bench.h"
+#include "options_modifiers.h"
 #include "types.h"
 
-#include <popt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +15,11 @@ typedef struct RawOptions {
     double warmup;
     char *device, *ops, *preset, *headDim, *queryTokens, *contexts, *batches, *kTypes, *vTypes;
     char *ioType, *newType, *kernel, *timer, *format, *caseFile, *pageSize, *numHeadsQ, *numHeadsKv;
+    char *parts, *layers;
 } RawOptions;
 
-static BenchResult parseNumber(const char* option, const char* text, uint32_t low, uint32_t high,
-                               uint32_t* value) {
+BenchResult parseNumber(const char* option, const char* text, uint32_t low, uint32_t high,
+                        uint32_t* value) {
     char* end;
     unsigned long long number = strtoull(text, &end, 10);
     if (*text < '0' || *text > '9' || *end || number < low || number > high)
@@ -57,11 +58,15 @@ static BenchResult parseType(const char* option, const char* text, uint32_t* typ
     const TypeTraits* traits = typeByName(text);
     if (!traits)
         return fail(BENCH_USAGE, "%s is '%s'; the types are %s", option, text, typeNames());
-    if (!traits->type)
-        return fail(BENCH_MISSING,
-                    "%s is '%s', which this version does not support; use f32 or f16", option,
-                    text);
     *type = (uint32_t)traits->type;
+    return BENCH_OK;
+}
+
+static BenchResult parseIoType(const char* option, const char* text, VkmqaType* type) {
+    const TypeTraits* traits = typeByName(text);
+    if (!traits || !isIoType(traits))
+        return fail(BENCH_USAGE, "%s is '%s'; it is one of %s", option, text, ioTypeNames());
+    *type = traits->type;
     return BENCH_OK;
 }
 
@@ -82,7 +87,7 @@ static BenchResult parseOpElement(const char* option, const char* text, NumberLi
             return BENCH_OK;
         }
     }
-    char names[160] = "";
+    char names[200] = "";
     for (uint32_t op = 0; op < OP_CASE; op++)
         snprintf(names + strlen(names), sizeof(names) - strlen(names), "%s%s", op ? ", " : "",
                  opNames[op]);
@@ -135,10 +140,12 @@ static BenchResult parseHeadDim(const char* text, Options* options) {
     if (!slash)
         slash = text + strlen(text);
     snprintf(first, sizeof(first), "%.*s", (int)(slash - text < 15 ? slash - text : 15), text);
-    BenchResult result = parseNumber("-hd", first, 1, 65536, &options->headDimQk);
+    BenchResult result = parseNumber("-hd", first, 8, 576, &options->headDimQk);
     options->headDimV = options->headDimQk;
     if (result == BENCH_OK && *slash)
-        result = parseNumber("-hd (after the slash)", slash + 1, 1, 65536, &options->headDimV);
+        result = parseNumber("-hd (after the slash)", slash + 1, 8, 576, &options->headDimV);
+    if (result == BENCH_OK && (options->headDimQk % 8 || options->headDimV % 8))
+        return fail(BENCH_USAGE, "-hd is '%s'; give multiples of 8 from 8 to 576", text);
     return result;
 }
 
@@ -169,7 +176,6 @@ static BenchResult parseShape(const RawOptions* raw, Options* options) {
 
 static BenchResult interpret(const RawOptions* raw, Options* options) {
     NumberList ops = {0, {0}};
-    uint32_t type = 0;
     BenchResult result = parseShape(raw, options);
     if (result == BENCH_OK)
         result = parseList("--op", raw->ops, parseOpElement, &ops);
@@ -184,14 +190,16 @@ static BenchResult interpret(const RawOptions* raw, Options* options) {
         result = parseList("-ctk", raw->kTypes, parseTypeElement, &options->kTypes);
     if (result == BENCH_OK)
         result = parseList("-ctv", raw->vTypes, parseTypeElement, &options->vTypes);
-    if (result == BENCH_OK && raw->ioType) {
-        result = parseType("--io-type", raw->ioType, &type);
-        options->ioType = (VkmqaType)type;
-    }
-    if (result == BENCH_OK && raw->newType) {
-        result = parseType("--new-type", raw->newType, &type);
-        options->newType = (VkmqaType)type;
-    }
+    if (result == BENCH_OK && raw->ioType)
+        result = parseIoType("--io-type", raw->ioType, &options->ioType);
+    if (result == BENCH_OK && raw->newType)
+        result = parseIoType("--new-type", raw->newType, &options->newType);
+    if (result == BENCH_OK && raw->parts)
+        result = parseNumber("--parts", raw->parts, 1, 1024, &options->parts);
+    if (result == BENCH_OK && raw->layers)
+        result = parseNumber("--layers", raw->layers, 1, 256, &options->layers);
+    if (result == BENCH_OK)
+        result = interpretModifiers(options);
     if (result == BENCH_OK && raw->kernel)
         result = parseKernel(raw->kernel, options);
     if (result == BENCH_OK && raw->format)
@@ -246,35 +254,47 @@ static BenchResult collectCaseFiles(poptContext context, RawOptions* raw, Option
 
 BenchResult parseOptions(int argc, const char** argv, Options* options, bool* exitNow) {
     RawOptions raw = {.causal = 1, .warmup = 0.2};
-    *options = (Options){.ioType = VKMQA_TYPE_F16, .newType = VKMQA_TYPE_F32};
+    *options =
+        (Options){.ioType = VKMQA_TYPE_F16, .newType = VKMQA_TYPE_F32, .parts = 4, .layers = 4};
     struct poptOption table[] = {
         TEXT("device", 0, device, "auto, an index, name:TEXT, uuid:HEX or type:KIND (auto)",
              "SPEC"),
         FLAG("list-devices", listDevices, "list the Vulkan devices and end"),
         TEXT("op", 0, ops,
-             "decode, prefill, append, copy, read, fma, matrix, create, record, plain (all but "
-             "plain)",
+             "decode, prefill, append, merge, replay, quality, copy, read, fma, matrix, create, "
+             "record, plain (all but merge, replay, quality and plain)",
              "OP,..."),
         TEXT("preset", 0, preset, "a model's heads; heads-32 compares MHA, GQA and MQA", "NAME"),
         FLAG("list-presets", listPresets, "list the presets and end"),
         DASH("hq", numHeadsQ, "query heads (32)", "N"),
         DASH("hkv", numHeadsKv, "key/value heads (8)", "N"),
-        DASH("hd", headDim, "head dimension, or of keys and of values: 192/128 (128)", "N[/N]"),
-        TEXT(NULL, 'p', queryTokens, "query tokens of prefill, new tokens of append (512)", "LIST"),
+        DASH("hd", headDim, "head dimension to 576, or of keys and of values: 192/128 (128)",
+             "N[/N]"),
+        TEXT(NULL, 'p', queryTokens,
+             "query tokens of prefill and merge, new tokens of append (512); of decode (1) where "
+             "--op "
+             "names none of those",
+             "LIST"),
         TEXT(NULL, 'd', contexts, "tokens in the cache, the new ones included (4096; prefill 2048)",
              "LIST"),
         TEXT(NULL, 'b', batches, "sequences (1)", "LIST"),
-        DASH("ctk", kTypes, "types of the K cache: f32, f16 (f16)", "LIST"),
+        DASH("ctk", kTypes, "types of the K cache: f32, f16, bf16, fp8_e4m3, q8_0, q4_0 (f16)",
+             "LIST"),
         DASH("ctv", vTypes, "types of the V cache (as K)", "LIST"),
-        TEXT("io-type", 0, ioType, "type of queries and outputs (f16)", "TYPE"),
-        TEXT("new-type", 0, newType, "type of appended rows (f32)", "TYPE"),
+        TEXT("io-type", 0, ioType, "type of queries and outputs: f32, f16, bf16 (f16)", "TYPE"),
+        TEXT("new-type", 0, newType, "type of appended rows: f32, f16, bf16 (f32)", "TYPE"),
         TEXT("page-size", 0, pageSize, "tokens per page, 0 = contiguous (0)", "N"),
         {"causal", 0, POPT_ARG_INT, &raw.causal, 0, "1: a query sees what is before it (1)", "0|1"},
+        {NULL, 0, POPT_ARG_INCLUDE_TABLE, modifierOptions, 0, "Kinds of attention:", NULL},
+        TEXT("parts", 0, parts, "partial results that merge merges (4)", "N"),
+        TEXT("layers", 0, layers, "layers of a step of replay (4)", "N"),
         TEXT("kernel", 0, kernel,
              "auto, a tier (portable, subgroup, cpu) or a kernel's name (auto)", "NAME"),
         FLAG("portable-only", portableOnly, "open the device with nothing beyond Vulkan 1.1"),
         {NULL, 'r', POPT_ARG_INT, &raw.repetitions, 0,
-         "samples of each row (30, fewer where they would take over a second)", "N"},
+         "samples of each row (30, fewer where they would take over a second), steps of replay "
+         "(64)",
+         "N"},
         {"warmup-time", 0, POPT_ARG_DOUBLE, &raw.warmup, 0, "seconds before the first sample (0.2)",
          "S"},
         TEXT("timer", 0, timer, "gpu timestamps or wall clock (gpu where there are any)",
@@ -319,12 +339,13 @@ BenchResult parseOptions(int argc, const char** argv, Options* options, bool* ex
         raw.device = NULL;
     }
     poptFreeContext(context);
-    char* strings[] = {raw.device,   raw.ops,       raw.preset,    raw.headDim, raw.queryTokens,
-                       raw.contexts, raw.batches,   raw.kTypes,    raw.vTypes,  raw.ioType,
-                       raw.newType,  raw.kernel,    raw.timer,     raw.format,  raw.caseFile,
-                       raw.pageSize, raw.numHeadsQ, raw.numHeadsKv};
+    char* strings[] = {raw.device,   raw.ops,       raw.preset,     raw.headDim, raw.queryTokens,
+                       raw.contexts, raw.batches,   raw.kTypes,     raw.vTypes,  raw.ioType,
+                       raw.newType,  raw.kernel,    raw.timer,      raw.format,  raw.caseFile,
+                       raw.pageSize, raw.numHeadsQ, raw.numHeadsKv, raw.parts,   raw.layers};
     for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
         free(strings[i]);
+    freeModifiers();
     return result;
 }
 

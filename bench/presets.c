@@ -8,22 +8,38 @@
 #include <string.h>
 
 static const Preset presets[] = {
-    {"falcon-7b", 71, 1, 64, 64, "MQA 71:1"},
-    {"starcoder", 48, 1, 128, 128, "MQA 48:1"},
-    {"gemma-2b", 8, 1, 256, 256, "MQA 8:1, wide heads"},
-    {"mqa-32", 32, 1, 128, 128, "MQA 32:1"},
-    {"gqa-32", 32, 8, 128, 128, "GQA 4:1, the heads of llama3-8b"},
-    {"mha-32", 32, 32, 128, 128, "MHA, the heads of llama2-7b"},
-    {"llama2-7b", 32, 32, 128, 128, "MHA"},
-    {"llama3-8b", 32, 8, 128, 128, "GQA 4:1"},
-    {"llama3-70b", 64, 8, 128, 128, "GQA 8:1"},
-    {"llama3.2-1b", 32, 8, 64, 64, "GQA 4:1, small heads"},
-    {"mistral-7b", 32, 8, 128, 128, "GQA 4:1"},
-    {"qwen2.5-7b", 28, 4, 128, 128, "GQA 7:1"},
-    {"qwen3-30b-a3b", 32, 4, 128, 128, "GQA 8:1"},
-    {"gemma3-4b", 8, 4, 256, 256, "GQA 2:1, wide heads"},
-    {"phi-2", 32, 32, 80, 80, "MHA, 80-element heads"},
-    {"deepseek-mha", 128, 128, 192, 128, "MHA with keys wider than values"},
+    {"falcon-7b", 71, 1, 64, 64, "MQA 71:1", {0}},
+    {"starcoder", 48, 1, 128, 128, "MQA 48:1", {0}},
+    {"gemma-2b", 8, 1, 256, 256, "MQA 8:1, wide heads", {0}},
+    {"mqa-32", 32, 1, 128, 128, "MQA 32:1", {0}},
+    {"gqa-32", 32, 8, 128, 128, "GQA 4:1, the heads of llama3-8b", {0}},
+    {"mha-32", 32, 32, 128, 128, "MHA, the heads of llama2-7b", {0}},
+    {"llama2-7b", 32, 32, 128, 128, "MHA", {0}},
+    {"llama3-8b", 32, 8, 128, 128, "GQA 4:1", {0}},
+    {"llama3-70b", 64, 8, 128, 128, "GQA 8:1", {0}},
+    {"llama3.2-1b", 32, 8, 64, 64, "GQA 4:1, small heads", {0}},
+    {"mistral-7b", 32, 8, 128, 128, "GQA 4:1", {0}},
+    {"qwen2.5-7b", 28, 4, 128, 128, "GQA 7:1", {0}},
+    {"qwen3-30b-a3b", 32, 4, 128, 128, "GQA 8:1", {0}},
+    {"gemma3-4b", 8, 4, 256, 256, "GQA 2:1, wide heads", {0}},
+    {"phi-2", 32, 32, 80, 80, "MHA, 80-element heads", {0}},
+    {"deepseek-mha", 128, 128, 192, 128, "MHA with keys wider than values", {0}},
+    {"deepseek-mla",
+     128,
+     1,
+     576,
+     512,
+     "MLA 128:1, V a prefix of K",
+     {.flags = VKMQA_ATTENTION_V_PREFIX_OF_K_BIT}},
+    {"gpt-oss",
+     64,
+     8,
+     64,
+     64,
+     "GQA 8:1, small heads, sinks, window of 128 (every other layer)",
+     {.flags = VKMQA_ATTENTION_SINKS_BIT | VKMQA_ATTENTION_WINDOW_LEFT_BIT, .windowLeft = 127}},
+    {"gemma2-9b", 16, 8, 256, 256, "GQA 2:1, wide heads, softcap 50", {.softcap = 50}},
+    {"bloom-7b", 32, 32, 128, 128, "MHA, ALiBi", {.flags = VKMQA_ATTENTION_ALIBI_BIT}},
 };
 enum { PRESET_COUNT = sizeof(presets) / sizeof(presets[0]) };
 
@@ -47,19 +63,47 @@ void printPresets(void) {
            "");
 }
 
+Modifiers combineModifiers(const Options* o, const Preset* preset, uint32_t headDimV) {
+    Modifiers all = preset ? preset->modifiers : (Modifiers){0};
+    const Modifiers* m = &o->modifiers;
+    all.flags |= m->flags;
+    if (m->flags & VKMQA_ATTENTION_WINDOW_LEFT_BIT)
+        all.windowLeft = m->windowLeft;
+    if (m->flags & VKMQA_ATTENTION_WINDOW_RIGHT_BIT)
+        all.windowRight = m->windowRight;
+    all.chunkSize = m->chunkSize ? m->chunkSize : all.chunkSize;
+    all.softcap = m->softcap > 0 ? m->softcap : all.softcap;
+    all.ropeStyle = m->ropeStyle ? m->ropeStyle : all.ropeStyle;
+    all.ropeDim = m->ropeDim ? m->ropeDim : all.ropeDim;
+    if (all.ropeStyle && all.flags & VKMQA_ATTENTION_V_PREFIX_OF_K_BIT)
+        all.ropeOffset = headDimV; // V's columns do not turn
+    return all;
+}
+
 // What a run without a shape measures: the ratios people have, decode first.
 static const struct {
     BenchOp op;
     const char* preset;
     uint32_t queryTokens, context;
     bool quick; // part of --quick
+    VkmqaType kType;
+    uint32_t window; // tokens that a query sees; 0: no window
 } defaultRows[] = {
-    {OP_DECODE, "llama2-7b", 1, 4096, false},   {OP_DECODE, "llama3-8b", 1, 4096, true},
-    {OP_DECODE, "llama3-8b", 1, 16384, false},  {OP_DECODE, "mqa-32", 1, 16384, true},
-    {OP_DECODE, "falcon-7b", 1, 16384, false},  {OP_DECODE, "gemma-2b", 1, 8192, false},
-    {OP_PREFILL, "llama3-8b", 512, 2048, true}, {OP_PREFILL, "falcon-7b", 512, 512, false},
-    {OP_APPEND, "llama3-8b", 512, 2048, true},  {OP_CREATE, "llama3-8b", 1, 4096, true},
-    {OP_RECORD, "llama3-8b", 1, 4096, true},
+    {OP_DECODE, "llama2-7b", 1, 4096, false, VKMQA_TYPE_F16, 0},
+    {OP_DECODE, "llama3-8b", 1, 4096, true, VKMQA_TYPE_F16, 0},
+    {OP_DECODE, "llama3-8b", 1, 4096, true, VKMQA_TYPE_Q8_0, 0},
+    {OP_DECODE, "llama3-8b", 1, 16384, false, VKMQA_TYPE_F16, 0},
+    {OP_DECODE, "llama3-8b", 1, 32768, false, VKMQA_TYPE_F16, 1024},
+    {OP_DECODE, "mqa-32", 1, 16384, true, VKMQA_TYPE_F16, 0},
+    {OP_DECODE, "falcon-7b", 1, 16384, false, VKMQA_TYPE_F16, 0},
+    {OP_DECODE, "gemma-2b", 1, 8192, false, VKMQA_TYPE_F16, 0},
+    {OP_PREFILL, "llama3-8b", 512, 2048, true, VKMQA_TYPE_F16, 0},
+    {OP_PREFILL, "falcon-7b", 512, 512, false, VKMQA_TYPE_F16, 0},
+    {OP_APPEND, "llama3-8b", 512, 2048, true, VKMQA_TYPE_F16, 0},
+    {OP_CREATE, "llama3-8b", 1, 4096, true, VKMQA_TYPE_F16, 0},
+    {OP_RECORD, "llama3-8b", 1, 4096, true, VKMQA_TYPE_F16, 0},
+    // Only where --op names it: a CPU driver takes seconds for each of its rows.
+    {OP_QUALITY, "llama3-8b", 1, 512, true, VKMQA_TYPE_F16, 0},
 };
 
 typedef struct Plan {
@@ -82,8 +126,10 @@ static uint32_t lengthOf(const NumberList* list) { return list->count ? list->co
 
 // Every combination of the lists for one op and one set of heads.
 static void addCombinations(Plan* plan, const Options* o, BenchOp op, Item item, uint32_t context) {
-    bool manyQueries = op == OP_PREFILL || op == OP_APPEND;
-    uint32_t queryCounts = manyQueries ? lengthOf(&o->queryTokens) : 1;
+    const uint32_t many = 1u << OP_PREFILL | 1u << OP_APPEND | 1u << OP_MERGE;
+    bool manyQueries = many & 1u << op;
+    bool speculative = op == OP_DECODE && o->ops && !(o->ops & many); // -p can only be meant for it
+    uint32_t queryCounts = manyQueries || speculative ? lengthOf(&o->queryTokens) : 1;
     uint32_t vTypes = o->vTypes.count ? o->vTypes.count : 1;
     item.op = op;
     for (uint32_t d = 0; d < lengthOf(&o->contexts); d++)
@@ -91,16 +137,53 @@ static void addCombinations(Plan* plan, const Options* o, BenchOp op, Item item,
             for (uint32_t b = 0; b < lengthOf(&o->batches); b++)
                 for (uint32_t k = 0; k < lengthOf(&o->kTypes); k++)
                     for (uint32_t v = 0; v < vTypes; v++) {
-                        item.queryTokens =
-                            manyQueries ? pick(&o->queryTokens, p, item.queryTokens) : 1;
+                        item.queryTokens = manyQueries ? pick(&o->queryTokens, p, item.queryTokens)
+                                           : speculative ? pick(&o->queryTokens, p, 1)
+                                                         : 1;
                         item.context = pick(&o->contexts, d, context);
-                        if (item.context < item.queryTokens)
+                        if (item.context < item.queryTokens || op == OP_MERGE)
                             item.context = item.queryTokens;
                         item.batch = pick(&o->batches, b, 1);
-                        item.kType = (VkmqaType)pick(&o->kTypes, k, VKMQA_TYPE_F16);
+                        item.kType = (VkmqaType)pick(&o->kTypes, k, item.kType);
                         item.vType = (VkmqaType)pick(&o->vTypes, v, item.kType);
                         addItem(plan, item);
                     }
+}
+
+// One row per cache type, kind of data and, where it may help, Hadamard rotation.
+static void addQuality(Plan* plan, const Options* o, Item item, uint32_t context) {
+    static const VkmqaType all[] = {VKMQA_TYPE_F32,      VKMQA_TYPE_F16,  VKMQA_TYPE_BF16,
+                                    VKMQA_TYPE_FP8_E4M3, VKMQA_TYPE_Q8_0, VKMQA_TYPE_Q4_0};
+    const VkmqaAttentionFlags fixed =
+        VKMQA_ATTENTION_HADAMARD_BIT | VKMQA_ATTENTION_V_PREFIX_OF_K_BIT;
+    uint32_t count = o->kTypes.count ? o->kTypes.count : sizeof(all) / sizeof(all[0]);
+    VkmqaAttentionFlags flags = item.modifiers.flags;
+    item.op = OP_QUALITY;
+    item.queryTokens = 1;
+    item.context = pick(&o->contexts, 0, context);
+    item.batch = 1;
+    item.ioType = item.newType = VKMQA_TYPE_F32; // the cache's errors alone
+    item.modifiers.ropeStyle = VKMQA_ROPE_NONE;
+    item.modifiers.ropeDim = item.modifiers.ropeOffset = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        item.kType = o->kTypes.count ? (VkmqaType)o->kTypes.values[i] : all[i];
+        item.vType = (VkmqaType)pick(&o->vTypes, 0, item.kType);
+        bool both = typeTraits(item.kType)->lseBound < 0 && !(flags & fixed);
+        for (int hadamard = 0; hadamard <= both; hadamard++) {
+            item.modifiers.flags = flags | (hadamard ? VKMQA_ATTENTION_HADAMARD_BIT : 0);
+            for (int outliers = 0; outliers < 2; outliers++) {
+                item.outliers = outliers;
+                addItem(plan, item);
+            }
+        }
+    }
+}
+
+static void addOp(Plan* plan, const Options* o, BenchOp op, Item item, uint32_t context) {
+    if (op == OP_QUALITY)
+        addQuality(plan, o, item, context);
+    else
+        addCombinations(plan, o, op, item, context);
 }
 
 static void setHeads(Item* item, const Options* o, const Preset* preset) {
@@ -109,6 +192,7 @@ static void setHeads(Item* item, const Options* o, const Preset* preset) {
     item->numHeadsKv = o->numHeadsKv ? o->numHeadsKv : preset ? preset->numHeadsKv : 8;
     item->headDimQk = o->headDimQk ? o->headDimQk : preset ? preset->headDimQk : 128;
     item->headDimV = o->headDimV ? o->headDimV : preset ? preset->headDimV : 128;
+    item->modifiers = combineModifiers(o, preset, item->headDimV);
 }
 
 uint32_t planItems(const Options* o, Item** items) {
@@ -120,10 +204,12 @@ uint32_t planItems(const Options* o, Item** items) {
                  .vType = VKMQA_TYPE_F16,
                  .pageSize = o->pageSize,
                  .causal = o->causal,
-                 .queryTokens = 512};
+                 .queryTokens = 512,
+                 .parts = o->parts,
+                 .layers = o->layers};
     bool shapeGiven = o->preset || o->numHeadsQ || o->numHeadsKv || o->headDimQk ||
                       o->queryTokens.count || o->contexts.count || o->batches.count ||
-                      o->kTypes.count || o->vTypes.count;
+                      o->kTypes.count || o->vTypes.count || o->modified;
     uint32_t roofs = 1u << OP_COPY | 1u << OP_READ | 1u << OP_FMA | 1u << OP_MATRIX;
     uint32_t usual = roofs | 1u << OP_DECODE | 1u << OP_PREFILL | 1u << OP_APPEND;
     if (!shapeGiven)
@@ -131,7 +217,9 @@ uint32_t planItems(const Options* o, Item** items) {
     uint32_t ops = o->ops ? o->ops : o->headTable ? roofs | 1u << OP_DECODE : usual;
 
     // Roofs come first: the rows of the other ops are judged against them.
-    uint32_t judged = 1u << OP_DECODE | 1u << OP_PREFILL | 1u << OP_APPEND;
+    uint32_t judged =
+        1u << OP_DECODE | 1u << OP_PREFILL | 1u << OP_APPEND | 1u << OP_MERGE | 1u << OP_REPLAY;
+    uint32_t noDefaultRows = 1u << OP_PLAIN | 1u << OP_MERGE | 1u << OP_REPLAY;
     for (BenchOp op = OP_COPY; op <= OP_MATRIX; op++)
         if ((ops | (ops & judged && !(o->quick && o->ops) ? roofs : 0)) & 1u << op)
             addItem(&plan, base)->op = op;
@@ -141,22 +229,27 @@ uint32_t planItems(const Options* o, Item** items) {
             for (int i = 0; ops & 1u << op && i < 3; i++) {
                 Item item = base;
                 setHeads(&item, o, findPreset(names[i]));
-                addCombinations(&plan, o, op, item, o->quick ? 4096 : 16384);
+                addOp(&plan, o, op, item, o->quick ? 4096 : 16384);
             }
-    } else if (shapeGiven || ops & 1u << OP_PLAIN) {
+    } else if (shapeGiven || ops & noDefaultRows) {
         for (BenchOp op = OP_DECODE; op < OP_CASE; op++) {
             Item item = base;
             setHeads(&item, o, o->preset);
             if (ops & 1u << op)
-                addCombinations(&plan, o, op, item, op == OP_PREFILL ? 2048 : 4096);
+                addOp(&plan, o, op, item, op == OP_PREFILL ? 2048 : op == OP_QUALITY ? 512 : 4096);
         }
     } else {
         for (size_t i = 0; i < sizeof(defaultRows) / sizeof(defaultRows[0]); i++) {
             Item item = base;
             setHeads(&item, o, findPreset(defaultRows[i].preset));
             item.queryTokens = defaultRows[i].queryTokens;
+            item.kType = defaultRows[i].kType;
+            if (defaultRows[i].window) {
+                item.modifiers.flags |= VKMQA_ATTENTION_WINDOW_LEFT_BIT;
+                item.modifiers.windowLeft = defaultRows[i].window - 1; // and the own position
+            }
             if ((ops & 1u << defaultRows[i].op) && (defaultRows[i].quick || !o->quick))
-                addCombinations(&plan, o, defaultRows[i].op, item, defaultRows[i].context);
+                addOp(&plan, o, defaultRows[i].op, item, defaultRows[i].context);
         }
     }
     *items = plan.items;

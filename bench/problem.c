@@ -46,13 +46,13 @@ static BenchResult createNamedKernel(Session* session, VkmqaAttentionCreateInfo*
                 session->options->kernelName, *offered ? offered : "none");
 }
 
-static BenchResult createAttention(Session* session, Problem* problem,
-                                   VkmqaAttentionCreateInfo info) {
+BenchResult createAttention(Session* session, VkmqaAttentionCreateInfo info,
+                            const VkmqaStepLimits* limits, VkmqaAttention* attention) {
     info.structSize = sizeof(info);
     info.tier = session->options->tier;
     if (session->options->kernelName)
-        return createNamedKernel(session, &info, &problem->step.limits, &problem->attention);
-    return checkVk(vkmqaDeviceCreateAttention(session->device, &info, &problem->attention),
+        return createNamedKernel(session, &info, limits, attention);
+    return checkVk(vkmqaDeviceCreateAttention(session->device, &info, attention),
                    "creating the attention object");
 }
 
@@ -77,7 +77,7 @@ static void dealPages(Problem* problem, const ProblemInfo* info) {
     free(order);
 }
 
-static uint32_t slotOf(const Problem* problem, uint32_t sequence, uint32_t position) {
+uint32_t slotOf(const Problem* problem, uint32_t sequence, uint32_t position) {
     uint32_t pageTokens = problem->kvRequirements.pageTokens;
     if (!problem->pageTable)
         return sequence * pageTokens + position;
@@ -85,35 +85,57 @@ static uint32_t slotOf(const Problem* problem, uint32_t sequence, uint32_t posit
     return (uint32_t)problem->pageTable[at] * pageTokens + position % pageTokens;
 }
 
+size_t rowOf(const Problem* problem, uint32_t headKv, uint32_t slot) {
+    uint32_t pageTokens = problem->kvRequirements.pageTokens;
+    return ((size_t)(slot / pageTokens) * problem->numHeadsKv + headKv) * pageTokens +
+           slot % pageTokens;
+}
+
 static void fillMetadata(Problem* problem, const ProblemInfo* info) {
-    uint32_t slot = 0;
+    uint32_t row = 0;
     if (problem->pageTable)
         dealPages(problem, info);
     for (uint32_t b = 0; b < problem->batch; b++) {
         problem->cuSeqlensQ[b + 1] = problem->cuSeqlensQ[b] + info->queryTokens[b];
         problem->seqLensKv[b] = info->contexts[b];
-        for (int32_t i = info->contexts[b] - info->newTokens[b]; i < info->contexts[b]; i++)
-            problem->slots[slot++] = (int32_t)slotOf(problem, b, (uint32_t)i);
+        for (int32_t i = 0; i < info->queryTokens[b]; i++) // below 0 where queries outnumber tokens
+            problem->queryPositions[problem->cuSeqlensQ[b] + i] =
+                info->contexts[b] - info->queryTokens[b] + i;
+        for (int32_t i = info->contexts[b] - info->newTokens[b]; i < info->contexts[b]; i++) {
+            problem->positions[row] = i;
+            problem->slots[row++] = (int32_t)slotOf(problem, b, (uint32_t)i);
+        }
     }
 }
 
-static BenchResult uploadMetadata(Problem* problem, VkDeviceSize size) {
-    uint8_t* bytes = allocate(size, 1);
+BenchResult uploadMetadata(Problem* problem) {
     const VkmqaStepLayout* layout = &problem->step.layout;
-    memcpy(bytes + layout->cuSeqlensQ, problem->cuSeqlensQ, ((size_t)problem->batch + 1) * 4);
-    memcpy(bytes + layout->seqLensKv, problem->seqLensKv, (size_t)problem->batch * 4);
-    if (problem->pageTable)
-        memcpy(bytes + layout->pageTable, problem->pageTable,
-               (size_t)problem->batch * problem->maxPages * 4);
-    memcpy(bytes + layout->slotMapping, problem->slots, (size_t)problem->totalNew * 4);
+    VkDeviceSize size = problem->step.metadata.size;
+    uint8_t* bytes = allocate((size + 3) & ~(VkDeviceSize)3, 1);
+    const struct {
+        uint32_t offset;
+        const int32_t* values;
+        size_t count;
+    } arrays[] = {
+        {layout->cuSeqlensQ, problem->cuSeqlensQ, (size_t)problem->batch + 1},
+        {layout->seqLensKv, problem->seqLensKv, problem->batch},
+        {layout->pageTable, problem->pageTable, (size_t)problem->batch * problem->maxPages},
+        {layout->slotMapping, problem->slots, problem->totalNew},
+        {layout->positions, problem->positions, problem->totalNew},
+        {layout->queryPositions, problem->queryPositions, problem->totalQ},
+    };
+    for (size_t i = 0; i < sizeof(arrays) / sizeof(arrays[0]); i++)
+        if (arrays[i].offset != VKMQA_NONE && arrays[i].count)
+            memcpy(bytes + arrays[i].offset, arrays[i].values, arrays[i].count * 4);
     BenchResult result =
-        checkVk(vkmqaUpload(problem->metadata, 0, bytes, size), "uploading the step's metadata");
+        checkVk(vkmqaUpload(problem->metadata, 0, bytes, (size + 3) & ~(VkDeviceSize)3),
+                "uploading the step's metadata");
     free(bytes);
     return result;
 }
 
-static BenchResult createMemory(Session* session, VkDeviceSize size, VkmqaMemory* memory,
-                                const char* what) {
+BenchResult createMemory(Session* session, VkDeviceSize size, VkmqaMemory* memory,
+                         const char* what) {
     size = (size + 255) & ~(VkDeviceSize)255;
     VkResult result =
         vkmqaCreateMemory(session->device, VKMQA_MEMORY_DEVICE, size ? size : 256, memory);
@@ -124,12 +146,38 @@ static BenchResult createMemory(Session* session, VkDeviceSize size, VkmqaMemory
                 (double)size / (1 << 20), result);
 }
 
-// Copies that fill rotateBytes, at most a quarter of the device's memory, at most 256.
-static uint32_t countCopies(const Session* session, VkDeviceSize one, uint64_t rotateBytes) {
+// At most a quarter of the device's memory, at most 256.
+uint32_t countCopies(const Session* session, VkDeviceSize one, uint64_t rotateBytes) {
     uint64_t limit = session->properties.deviceMemory / 4;
     uint64_t fill = limit && rotateBytes > limit ? limit : rotateBytes;
     uint64_t copies = (fill + one - 1) / one;
     return copies < 1 ? 1 : copies > 256 ? 256 : (uint32_t)copies;
+}
+
+static void describePlanes(Problem* problem) {
+    const VkmqaKvRequirements* kv = &problem->kvRequirements;
+    problem->planeK = (CachePlane){
+        .type = problem->kType,
+        .headDim = problem->headDimQk,
+        .rowBytes = kv->rowBytesK,
+        .scaleBytes = kv->scaleBytesK,
+        .scalesOffset = kv->scalesOffsetK,
+        .size = kv->k.size,
+        .headScales = problem->kScales,
+    };
+    problem->planeV = (CachePlane){
+        .type = problem->vType,
+        .headDim = problem->headDimV,
+        .rowBytes = kv->rowBytesV,
+        .scaleBytes = kv->scaleBytesV,
+        .scalesOffset = kv->scalesOffsetV,
+        .size = kv->v.size,
+        .headScales = problem->vScales,
+    };
+    if (problem->info.flags & VKMQA_ATTENTION_V_PREFIX_OF_K_BIT) {
+        problem->planeV = problem->planeK;
+        problem->planeV.headDim = problem->headDimV;
+    }
 }
 
 static BenchResult createBuffers(Problem* problem, const ProblemInfo* info) {
@@ -152,10 +200,14 @@ static BenchResult createBuffers(Problem* problem, const ProblemInfo* info) {
     if (problem->step.layout.pageTable != VKMQA_NONE)
         problem->pageTable = allocate((size_t)problem->batch * problem->maxPages + 1, 4);
     fillMetadata(problem, info);
+    fillModifiers(problem, info);
+    describePlanes(problem);
 
     problem->strideK = (problem->kvRequirements.k.size + 255) & ~(VkDeviceSize)255;
     problem->strideV = (problem->kvRequirements.v.size + 255) & ~(VkDeviceSize)255;
-    problem->copies = countCopies(session, problem->strideK + problem->strideV, info->rotateBytes);
+    problem->copies =
+        info->copies ? info->copies
+                     : countCopies(session, problem->strideK + problem->strideV, info->rotateBytes);
     size_t rows = (size_t)problem->totalQ * problem->numHeadsQ;
     struct {
         VkDeviceSize size;
@@ -175,7 +227,8 @@ static BenchResult createBuffers(Problem* problem, const ProblemInfo* info) {
     if (result != BENCH_OK)
         return result;
     problem->step.metadata = vkmqaGetMemoryRange(problem->metadata, 0, metadata.size);
-    return uploadMetadata(problem, metadata.size);
+    result = uploadMetadata(problem);
+    return result == BENCH_OK ? createModifiers(problem) : result;
 }
 
 BenchResult createProblem(Session* session, const ProblemInfo* info, Problem* problem) {
@@ -183,8 +236,10 @@ BenchResult createProblem(Session* session, const ProblemInfo* info, Problem* pr
     uint32_t longest = largest(info->contexts, info->batch);
     // A contiguous cache has one page of maxSeqLenKv tokens per sequence: give it no slack.
     create.maxSeqLenKv = longest;
+    create.headDimV = create.headDimV ? create.headDimV : create.headDimQk;
     *problem = (Problem){
         .session = session,
+        .info = create,
         .batch = info->batch,
         .totalQ = sum(info->queryTokens, info->batch),
         .totalKv = sum(info->contexts, info->batch),
@@ -193,8 +248,9 @@ BenchResult createProblem(Session* session, const ProblemInfo* info, Problem* pr
         .numHeadsKv = create.numHeadsKv,
         .headDimQk = create.headDimQk,
         .headDimV = create.headDimV,
-        .causal = create.flags & VKMQA_ATTENTION_CAUSAL_BIT,
         .scale = create.scale,
+        .softcap = create.softcap,
+        .ropeTheta = info->ropeTheta > 0 ? info->ropeTheta : 10000,
         .ioType = typeTraits(create.ioType),
         .newType = typeTraits(create.newType),
         .kType = typeTraits(create.kType),
@@ -204,8 +260,10 @@ BenchResult createProblem(Session* session, const ProblemInfo* info, Problem* pr
         .numPages = info->batch,
     };
     problem->bounds =
-        boundsOf((const TypeTraits*[]){problem->ioType, problem->kType, problem->vType}, 3);
+        boundsOf((const TypeTraits*[]){problem->ioType, problem->kType, problem->vType}, 3, true);
     problem->slots = allocate(problem->totalNew + 1, 4);
+    problem->positions = allocate(problem->totalNew + 1, 4);
+    problem->queryPositions = allocate(problem->totalQ + 1, 4);
     if (create.pageSize) {
         problem->numPages = 1; // one page that nobody owns
         for (uint32_t b = 0; b < info->batch; b++)
@@ -222,7 +280,8 @@ BenchResult createProblem(Session* session, const ProblemInfo* info, Problem* pr
         .maxSeqLenKv = longest,
         .newTokens = problem->totalNew ? problem->totalNew : 1,
     };
-    BenchResult result = createAttention(session, problem, create);
+    BenchResult result =
+        createAttention(session, create, &problem->step.limits, &problem->attention);
     if (result == BENCH_OK)
         result =
             checkVk(vkmqaGetKernelInfo(problem->attention, &problem->step.limits, &problem->kernel),
@@ -235,156 +294,23 @@ BenchResult createProblem(Session* session, const ProblemInfo* info, Problem* pr
 }
 
 void destroyProblem(Problem* problem) {
-    VkmqaMemory memories[] = {problem->metadata, problem->q,       problem->out,
-                              problem->lse,      problem->scratch, problem->k,
-                              problem->v,        problem->newK,    problem->newV};
+    VkmqaMemory memories[] = {
+        problem->metadata, problem->parameters, problem->maskBits, problem->q,
+        problem->out,      problem->lse,        problem->scratch,  problem->k,
+        problem->v,        problem->newK,       problem->newV,     problem->rawQ,
+    };
     for (size_t i = 0; i < sizeof(memories) / sizeof(memories[0]); i++)
         if (memories[i])
             vkmqaDestroyMemory(memories[i]);
     vkmqaDestroyAttention(problem->attention);
-    void* host[] = {problem->cuSeqlensQ, problem->seqLensKv, problem->pageTable,
-                    problem->slots,      problem->hostQ,     problem->hostK,
-                    problem->hostV,      problem->hostNewK,  problem->hostNewV};
+    void* host[] = {
+        problem->cuSeqlensQ,  problem->seqLensKv, problem->pageTable, problem->slots,
+        problem->positions,   problem->sinks,     problem->kScales,   problem->queryPositions,
+        problem->alibiSlopes, problem->vScales,   problem->mask,      problem->hostQ,
+        problem->hostK,       problem->hostV,     problem->hostNewK,  problem->hostNewV,
+        problem->hostRawQ,
+    };
     for (size_t i = 0; i < sizeof(host) / sizeof(host[0]); i++)
         free(host[i]);
     *problem = (Problem){0};
-}
-
-static BenchResult uploadCopies(const Problem* problem, VkmqaMemory memory, VkDeviceSize stride,
-                                const void* data, VkDeviceSize size, const char* what) {
-    BenchResult result = BENCH_OK;
-    for (uint32_t i = 0; result == BENCH_OK && size && i < problem->copies; i++)
-        result =
-            checkVk(vkmqaUpload(memory, i * stride, data, (size + 3) & ~(VkDeviceSize)3), what);
-    return result;
-}
-
-static uint8_t* randomBytes(const TypeTraits* type, uint64_t seed, size_t bytes) {
-    uint8_t* data = allocate(bytes + 4, 1);
-    fillRandom(type, seed, bytes / type->bytes, data);
-    return data;
-}
-
-BenchResult fillProblem(Problem* problem) {
-    size_t sizeQ =
-        (size_t)problem->totalQ * problem->numHeadsQ * problem->headDimQk * problem->ioType->bytes;
-    problem->hostQ = randomBytes(problem->ioType, 1, sizeQ);
-    problem->hostK = randomBytes(problem->kType, 2, problem->kvRequirements.k.size);
-    problem->hostV = randomBytes(problem->vType, 3, problem->kvRequirements.v.size);
-    BenchResult result = checkVk(
-        vkmqaUpload(problem->q, 0, problem->hostQ, (sizeQ + 3) & ~(size_t)3), "uploading queries");
-    if (result == BENCH_OK)
-        result = uploadCopies(problem, problem->k, problem->strideK, problem->hostK,
-                              problem->kvRequirements.k.size, "uploading K");
-    if (result == BENCH_OK)
-        result = uploadCopies(problem, problem->v, problem->strideV, problem->hostV,
-                              problem->kvRequirements.v.size, "uploading V");
-    return result;
-}
-
-BenchResult poisonCache(Problem* problem) {
-    VkDeviceSize most = problem->strideK > problem->strideV ? problem->strideK : problem->strideV;
-    uint8_t* bytes = allocate(most, 1);
-    memset(bytes, 0xFF, most);
-    BenchResult result = uploadCopies(problem, problem->k, problem->strideK, bytes,
-                                      problem->kvRequirements.k.size, "clearing K");
-    if (result == BENCH_OK)
-        result = uploadCopies(problem, problem->v, problem->strideV, bytes,
-                              problem->kvRequirements.v.size, "clearing V");
-    free(bytes);
-    return result;
-}
-
-BenchResult uploadNewRows(Problem* problem) {
-    VkDeviceSize rows = (VkDeviceSize)problem->totalNew * problem->numHeadsKv;
-    VkDeviceSize sizeK = rows * problem->headDimQk * problem->newType->bytes;
-    VkDeviceSize sizeV = rows * problem->headDimV * problem->newType->bytes;
-    problem->strideNewK = (sizeK + 255) & ~(VkDeviceSize)255;
-    problem->strideNewV = (sizeV + 255) & ~(VkDeviceSize)255;
-    BenchResult result = createMemory(problem->session, problem->strideNewK * problem->copies,
-                                      &problem->newK, "new K rows");
-    if (result == BENCH_OK)
-        result = createMemory(problem->session, problem->strideNewV * problem->copies,
-                              &problem->newV, "new V rows");
-    if (result == BENCH_OK)
-        result = uploadCopies(problem, problem->newK, problem->strideNewK, problem->hostNewK, sizeK,
-                              "uploading new K rows");
-    if (result == BENCH_OK)
-        result = uploadCopies(problem, problem->newV, problem->strideNewV, problem->hostNewV, sizeV,
-                              "uploading new V rows");
-    return result;
-}
-
-VkmqaKv cacheCopy(const Problem* problem, uint32_t copy) {
-    return (VkmqaKv){
-        .k = vkmqaGetMemoryRange(problem->k, copy * problem->strideK,
-                                 problem->kvRequirements.k.size),
-        .v = vkmqaGetMemoryRange(problem->v, copy * problem->strideV,
-                                 problem->kvRequirements.v.size),
-        .numPages = problem->numPages,
-    };
-}
-
-BenchResult recordAttention(void* user, VkCommandBuffer commandBuffer, VkmqaRecorder recorder,
-                            uint32_t index) {
-    const Problem* problem = user;
-    VkmqaKv kv = cacheCopy(problem, index % problem->copies);
-    VkmqaAttentionInfo info = {
-        .structSize = sizeof(info),
-        .recorder = recorder,
-        .step = &problem->step,
-        .kv = &kv,
-        .q = vkmqaGetMemoryRange(problem->q, 0, 0),
-        .out = vkmqaGetMemoryRange(problem->out, 0, 0),
-        .lse = vkmqaGetMemoryRange(problem->lse, 0, 0),
-        .scratch = vkmqaGetMemoryRange(problem->scratch, 0, 0),
-    };
-    return checkVk(vkmqaCmdAttention(problem->attention, commandBuffer, &info),
-                   "recording attention");
-}
-
-BenchResult recordAppend(void* user, VkCommandBuffer commandBuffer, VkmqaRecorder recorder,
-                         uint32_t index) {
-    const Problem* problem = user;
-    uint32_t copy = index % problem->copies;
-    VkmqaKv kv = cacheCopy(problem, copy);
-    VkmqaAppendInfo info = {
-        .structSize = sizeof(info),
-        .recorder = recorder,
-        .step = &problem->step,
-        .kv = &kv,
-        .newK = vkmqaGetMemoryRange(problem->newK, copy * problem->strideNewK, problem->strideNewK),
-        .newV = vkmqaGetMemoryRange(problem->newV, copy * problem->strideNewV, problem->strideNewV),
-    };
-    return checkVk(vkmqaCmdAppendKv(problem->attention, commandBuffer, &info), "recording append");
-}
-
-size_t rowOffset(const Problem* problem, uint32_t sequence, uint32_t head, uint32_t position,
-                 uint32_t rowBytes) {
-    uint32_t pageTokens = problem->kvRequirements.pageTokens;
-    uint32_t slot = slotOf(problem, sequence, position);
-    size_t row =
-        ((size_t)(slot / pageTokens) * problem->numHeadsKv + head) * pageTokens + slot % pageTokens;
-    return row * rowBytes;
-}
-
-void describeAttention(const Problem* problem, Row* row) {
-    double keys = 0;
-    for (uint32_t b = 0; b < problem->batch; b++) {
-        int64_t queries = problem->cuSeqlensQ[b + 1] - problem->cuSeqlensQ[b];
-        int64_t length = problem->seqLensKv[b];
-        if (!problem->causal) {
-            keys += (double)queries * (double)length;
-            continue;
-        }
-        for (int64_t i = 0; i < queries; i++)
-            keys += length - queries + i + 1 > 0 ? (double)(length - queries + i + 1) : 0;
-    }
-    double rows = (double)problem->totalQ * problem->numHeadsQ;
-    snprintf(row->kernel, sizeof(row->kernel), "%s", problem->kernel.name);
-    snprintf(row->reason, sizeof(row->reason), "%s", problem->kernel.reason);
-    row->cacheBytesPerToken = (double)problem->kvRequirements.bytesPerToken;
-    row->bytes = row->cacheBytesPerToken * problem->totalKv +
-                 rows * problem->ioType->bytes * (problem->headDimQk + problem->headDimV);
-    row->flops = 2 * keys * problem->numHeadsQ * (problem->headDimQk + problem->headDimV);
 }

@@ -15,30 +15,37 @@ static void readQ(const void* user, uint32_t token, uint32_t head, float* row) {
 static void readK(const void* user, uint32_t sequence, uint32_t head, uint32_t position,
                   float* row) {
     const Problem* p = user;
-    size_t at = rowOffset(p, sequence, head, position, p->kvRequirements.rowBytesK);
-    decodeElements(p->kType, p->hostK + at, p->headDimQk, row);
+    decodeCacheRow(&p->planeK, p->hostK, rowOf(p, head, slotOf(p, sequence, position)), head, row);
 }
 static void readV(const void* user, uint32_t sequence, uint32_t head, uint32_t position,
                   float* row) {
     const Problem* p = user;
-    size_t at = rowOffset(p, sequence, head, position, p->kvRequirements.rowBytesV);
-    decodeElements(p->vType, p->hostV + at, p->headDimV, row);
+    const uint8_t* cache = p->info.flags & VKMQA_ATTENTION_V_PREFIX_OF_K_BIT ? p->hostK : p->hostV;
+    decodeCacheRow(&p->planeV, cache, rowOf(p, head, slotOf(p, sequence, position)), head, row);
+}
+
+static bool allows(const void* user, uint32_t sequence, uint32_t token, uint32_t position) {
+    const Problem* p = user;
+    int64_t bit = position;
+    if (p->info.flags & VKMQA_ATTENTION_TREE_MASK_BIT)
+        bit -= p->seqLensKv[sequence] - (p->cuSeqlensQ[sequence + 1] - p->cuSeqlensQ[sequence]);
+    return bit < 0 || p->mask[(size_t)token * p->maskStride + bit / 32] >> bit % 32 & 1;
 }
 
 ReferenceProblem referenceOf(const Problem* p) {
     return (ReferenceProblem){
+        .info = &p->info,
+        .scale = p->scale,
+        .softcap = p->softcap,
         .batch = p->batch,
-        .numHeadsQ = p->numHeadsQ,
-        .numHeadsKv = p->numHeadsKv,
-        .headDimQk = p->headDimQk,
-        .headDimV = p->headDimV,
         .cuSeqlensQ = p->cuSeqlensQ,
         .seqLensKv = p->seqLensKv,
-        .causal = p->causal,
-        .scale = p->scale,
+        .sinks = p->sinks,
+        .alibiSlopes = p->alibiSlopes,
         .readQ = readQ,
         .readK = readK,
         .readV = readV,
+        .allows = p->mask ? allows : NULL,
         .user = p,
     };
 }
@@ -90,16 +97,22 @@ BenchResult judgeOutput(Problem* problem, const Reference* expected, Judgement* 
     return result;
 }
 
-BenchResult verifyAttention(Problem* problem, const Reference* expected, Judgement* judgement) {
+BenchResult poisonOutput(Problem* problem) {
     size_t rows = (size_t)problem->totalQ * problem->numHeadsQ;
     size_t bytes = (rows * problem->headDimV * problem->ioType->bytes + 3) & ~(size_t)3;
-    uint8_t* poison = allocate(bytes > rows * 4 ? bytes : rows * 4, 1);
-    memset(poison, 0xFF, bytes > rows * 4 ? bytes : rows * 4);
+    size_t most = bytes > rows * 4 ? bytes : rows * 4;
+    uint8_t* poison = allocate(most, 1);
+    memset(poison, 0xFF, most);
     BenchResult result =
         checkVk(vkmqaUpload(problem->out, 0, poison, bytes), "clearing the output");
     if (result == BENCH_OK)
         result = checkVk(vkmqaUpload(problem->lse, 0, poison, rows * 4), "clearing lse");
     free(poison);
+    return result;
+}
+
+BenchResult verifyAttention(Problem* problem, const Reference* expected, Judgement* judgement) {
+    BenchResult result = poisonOutput(problem);
     if (result == BENCH_OK)
         result = runOnce(problem->session, recordAttention, problem);
     if (result == BENCH_OK)

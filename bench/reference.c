@@ -32,59 +32,114 @@ static double dot(const float* a, const float* b, uint32_t count) {
            ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// Positions that the row sees: masks are aligned bottom-right.
-static uint32_t visibleTokens(const ReferenceProblem* p, const ReferenceRow* row) {
-    int64_t length = p->seqLensKv[row->sequence];
-    int64_t first = p->cuSeqlensQ[row->sequence], last = p->cuSeqlensQ[row->sequence + 1];
-    int64_t seen = p->causal ? length - (last - (int64_t)row->token) + 1 : length;
-    return seen < 0 || first > last ? 0 : (uint32_t)seen;
+void seenRange(const VkmqaAttentionCreateInfo* info, int64_t position, int64_t length,
+               int64_t* first, int64_t* end) {
+    int64_t low = 0, high = length;
+    if (info->flags & VKMQA_ATTENTION_CAUSAL_BIT && high > position + 1)
+        high = position + 1;
+    if (info->flags & VKMQA_ATTENTION_WINDOW_LEFT_BIT && low < position - info->windowLeft)
+        low = position - info->windowLeft;
+    if (info->flags & VKMQA_ATTENTION_WINDOW_RIGHT_BIT && high > position + info->windowRight + 1)
+        high = position + info->windowRight + 1;
+    if (info->chunkSize) {
+        int64_t size = info->chunkSize;
+        int64_t chunk = position >= 0 ? position / size : -((size - 1 - position) / size);
+        low = low < chunk * size ? chunk * size : low;
+        high = high > (chunk + 1) * size ? (chunk + 1) * size : high;
+    }
+    *first = low;
+    *end = high;
+}
+
+// A row at work: what it may see, and the running state of its softmax.
+typedef struct RowState {
+    int64_t position, first, end;
+    double slope, sink;  // 0 and -inf without
+    double largest, sum; // of the scores, the sink's included
+    const float* q;
+    double* out;
+} RowState;
+
+static RowState beginRow(const ReferenceProblem* p, const ReferenceRow* row) {
+    int64_t length = p->seqLensKv[row->sequence], last = p->cuSeqlensQ[row->sequence + 1];
+    RowState s = {.position = length - last + (int64_t)row->token, .sink = -INFINITY};
+    seenRange(p->info, s.position, length, &s.first, &s.end);
+    if (p->info->flags & VKMQA_ATTENTION_ALIBI_BIT)
+        s.slope = p->alibiSlopes[row->head];
+    if (p->info->flags & VKMQA_ATTENTION_SINKS_BIT)
+        s.sink = p->sinks[row->head];
+    s.largest = s.sink;
+    return s;
+}
+
+static double scoreOf(const ReferenceProblem* p, const RowState* s, int64_t position,
+                      const float* k) {
+    double scale = p->scale != 0 ? p->scale : 1 / sqrt(p->info->headDimQk);
+    double score = scale * dot(s->q, k, p->info->headDimQk);
+    if (p->softcap != 0)
+        score = p->softcap * tanh(score / p->softcap);
+    return score - s->slope * (double)llabs(s->position - position);
+}
+
+static bool sees(const ReferenceProblem* p, const ReferenceRow* row, const RowState* s, int64_t j) {
+    return j >= s->first && j < s->end &&
+           (!p->allows || p->allows(p->user, row->sequence, row->token, (uint32_t)j));
 }
 
 // Two passes over the keys and one over the values, in the order the formula is written.
 static void runTask(const Pool* pool, const Task* task) {
     const ReferenceProblem* p = pool->problem;
     const ReferenceRow* rows = pool->reference->rows + task->first;
-    uint32_t dims = p->headDimQk > p->headDimV ? p->headDimQk : p->headDimV;
-    uint32_t headKv = rows[0].head / (p->numHeadsQ / p->numHeadsKv), longest = 0;
-    double scale = p->scale != 0 ? p->scale : 1 / sqrt(p->headDimQk);
-    float* q = allocate(ROWS_PER_TASK * (size_t)dims, sizeof(float));
-    float* row = allocate(dims, sizeof(float));
-    uint32_t visible[ROWS_PER_TASK];
+    uint32_t dimQk = p->info->headDimQk, dimV = p->info->headDimV;
+    uint32_t headKv = rows[0].head / (p->info->numHeadsQ / p->info->numHeadsKv);
+    float* q = allocate(ROWS_PER_TASK * (size_t)dimQk, sizeof(float));
+    float* row = allocate(dimQk > dimV ? dimQk : dimV, sizeof(float));
+    RowState states[ROWS_PER_TASK];
+    int64_t first = INT64_MAX, end = 0;
     for (uint32_t r = 0; r < task->count; r++) {
-        p->readQ(p->user, rows[r].token, rows[r].head, q + (size_t)r * dims);
-        visible[r] = visibleTokens(p, &rows[r]);
-        longest = visible[r] > longest ? visible[r] : longest;
-    }
-    double* scores = allocate((size_t)longest * ROWS_PER_TASK + 1, sizeof(double));
-    double largest[ROWS_PER_TASK], sum[ROWS_PER_TASK] = {0};
-    for (uint32_t r = 0; r < ROWS_PER_TASK; r++)
-        largest[r] = -INFINITY;
-    for (uint32_t j = 0; j < longest; j++) {
-        p->readK(p->user, rows[0].sequence, headKv, j, row);
-        for (uint32_t r = 0; r < task->count; r++) {
-            if (j >= visible[r])
-                continue;
-            double score = scale * dot(q + (size_t)r * dims, row, p->headDimQk);
-            scores[(size_t)j * ROWS_PER_TASK + r] = score;
-            largest[r] = fmax(largest[r], score);
+        RowState* s = &states[r];
+        *s = beginRow(p, &rows[r]);
+        s->q = q + (size_t)r * dimQk;
+        s->out = pool->reference->out + (size_t)(task->first + r) * dimV;
+        p->readQ(p->user, rows[r].token, rows[r].head, q + (size_t)r * dimQk);
+        if (s->first < s->end) {
+            first = s->first < first ? s->first : first;
+            end = s->end > end ? s->end : end;
         }
     }
-    double* out = pool->reference->out + (size_t)task->first * p->headDimV;
-    for (uint32_t j = 0; j < longest; j++) {
-        p->readV(p->user, rows[0].sequence, headKv, j, row);
+    size_t keys = first < end ? (size_t)(end - first) : 0;
+    double* scores = allocate(keys * ROWS_PER_TASK + 1, sizeof(double));
+    for (int64_t j = first; j < end; j++) {
+        p->readK(p->user, rows[0].sequence, headKv, (uint32_t)j, row);
         for (uint32_t r = 0; r < task->count; r++) {
-            if (j >= visible[r])
+            double* score = &scores[(size_t)(j - first) * ROWS_PER_TASK + r];
+            *score = -INFINITY;
+            if (!sees(p, &rows[r], &states[r], j))
                 continue;
-            double weight = exp(scores[(size_t)j * ROWS_PER_TASK + r] - largest[r]);
-            sum[r] += weight;
-            for (uint32_t d = 0; d < p->headDimV; d++)
-                out[(size_t)r * p->headDimV + d] += weight * (double)row[d];
+            *score = scoreOf(p, &states[r], j, row);
+            states[r].largest = fmax(states[r].largest, *score);
+        }
+    }
+    for (uint32_t r = 0; r < task->count; r++)
+        states[r].sum = states[r].sink > -INFINITY ? exp(states[r].sink - states[r].largest) : 0;
+    for (int64_t j = first; j < end; j++) {
+        p->readV(p->user, rows[0].sequence, headKv, (uint32_t)j, row);
+        for (uint32_t r = 0; r < task->count; r++) {
+            double score = scores[(size_t)(j - first) * ROWS_PER_TASK + r];
+            if (score == -INFINITY) // not seen, or of no weight
+                continue;
+            double weight = exp(score - states[r].largest);
+            states[r].sum += weight;
+            for (uint32_t d = 0; d < dimV; d++)
+                states[r].out[d] += weight * (double)row[d];
         }
     }
     for (uint32_t r = 0; r < task->count; r++) {
-        for (uint32_t d = 0; d < p->headDimV && visible[r]; d++)
-            out[(size_t)r * p->headDimV + d] /= sum[r];
-        pool->reference->lse[task->first + r] = visible[r] ? largest[r] + log(sum[r]) : -INFINITY;
+        bool seen = states[r].sum != 0; // NaN is something seen
+        for (uint32_t d = 0; d < dimV && seen; d++)
+            states[r].out[d] /= states[r].sum;
+        pool->reference->lse[task->first + r] =
+            seen ? states[r].largest + log(states[r].sum) : -INFINITY;
     }
     free(scores);
     free(row);
@@ -130,13 +185,19 @@ static int compareKeys(const void* a, const void* b) {
 
 // Which rows: all, or the first, the last and a sequence that spreads evenly over tokens and heads.
 static KeyedRow* chooseRows(const ReferenceProblem* p, double budget, Reference* reference) {
+    uint32_t numHeadsQ = p->info->numHeadsQ, ratio = numHeadsQ / p->info->numHeadsKv;
     double work = 0, tokens = 0;
     for (uint32_t b = 0; b < p->batch; b++) {
         double queries = p->cuSeqlensQ[b + 1] - p->cuSeqlensQ[b];
+        int64_t first, end, length = p->seqLensKv[b];
+        seenRange(p->info, length - 1, length, &first,
+                  &end); // the last query's: hardly any sees more
         tokens += queries;
-        work += queries * p->numHeadsQ * p->seqLensKv[b] * (double)(p->headDimQk + p->headDimV);
+        if (first < end)
+            work += queries * numHeadsQ * (double)(end - first) *
+                    (double)(p->info->headDimQk + p->info->headDimV);
     }
-    double total = tokens * p->numHeadsQ;
+    double total = tokens * numHeadsQ;
     double count = work <= budget ? total : fmax(16, floor(total * (budget / work)));
     reference->complete = count >= total;
     reference->count = (uint32_t)fmin(count, total);
@@ -148,13 +209,13 @@ static KeyedRow* chooseRows(const ReferenceProblem* p, double budget, Reference*
                          : i == 0                    ? 0
                          : i + 1 == reference->count ? (uint64_t)total - 1
                                                      : (uint64_t)(spread * total);
-        uint32_t token = (uint32_t)(p->cuSeqlensQ[0] + (int64_t)(index / p->numHeadsQ));
+        uint32_t token = (uint32_t)(p->cuSeqlensQ[0] + (int64_t)(index / numHeadsQ));
         if (!reference->complete || i == 0)
             sequence = 0;
         while ((int64_t)token >= p->cuSeqlensQ[sequence + 1])
             sequence++;
-        uint32_t head = (uint32_t)(index % p->numHeadsQ);
-        uint64_t headKv = head / (p->numHeadsQ / p->numHeadsKv);
+        uint32_t head = (uint32_t)(index % numHeadsQ);
+        uint64_t headKv = head / ratio;
         chosen[i] = (KeyedRow){(uint64_t)sequence << 32 | headKv, {sequence, token, head}};
     }
     qsort(chosen, reference->count, sizeof(KeyedRow), compareKeys);
@@ -165,7 +226,7 @@ void computeReference(const ReferenceProblem* p, double budget, Reference* refer
     KeyedRow* chosen = chooseRows(p, budget, reference);
     uint32_t count = reference->count;
     reference->rows = allocate(count + 1, sizeof(ReferenceRow));
-    reference->out = allocate((size_t)count * p->headDimV + 1, sizeof(double));
+    reference->out = allocate((size_t)count * p->info->headDimV + 1, sizeof(double));
     reference->lse = allocate(count + 1, sizeof(double));
     Pool pool = {.problem = p, .reference = reference, .tasks = allocate(count + 1, sizeof(Task))};
     for (uint32_t i = 0; i < count; i++) {
@@ -188,14 +249,14 @@ void freeReference(Reference* reference) {
     *reference = (Reference){0};
 }
 
-Bounds boundsOf(const TypeTraits* const* types, uint32_t count) {
+Bounds boundsOf(const TypeTraits* const* types, uint32_t count, bool stored) {
     Bounds bounds = {.lseAbsolute = 1e-3};
     for (uint32_t i = 0; i < count; i++) {
-        bounds.nmse = fmax(bounds.nmse, types[i]->nmseBound);
-        if (types[i]->lseBound < 0 || bounds.lseRelative < 0)
-            bounds.lseRelative = -1;
-        else
-            bounds.lseRelative = fmax(bounds.lseRelative, types[i]->lseBound);
+        const TypeTraits* type = types[i];
+        // What a format loses is no part of a comparison with what it stores.
+        double lse = stored && type->lseBound < 0 ? 0 : type->lseBound;
+        bounds.nmse = fmax(bounds.nmse, stored ? type->storedBound : type->nmseBound);
+        bounds.lseRelative = lse < 0 || bounds.lseRelative < 0 ? -1 : fmax(bounds.lseRelative, lse);
     }
     return bounds;
 }

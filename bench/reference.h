@@ -8,18 +8,28 @@
 
 // The inputs, as functions that give one row in f32: any layout and any type can be judged.
 typedef struct ReferenceProblem {
-    uint32_t batch, numHeadsQ, numHeadsKv, headDimQk, headDimV;
-    const int32_t* cuSeqlensQ; // [batch + 1]
-    const int32_t* seqLensKv;  // [batch]
-    bool causal;
-    double scale; // 0: 1 / sqrt(headDimQk)
+    // The words of the interface: heads, dims, flags, windows, chunkSize. headDimV is given.
+    const VkmqaAttentionCreateInfo* info;
+    double scale, softcap; // in full precision; 0: 1 / sqrt(headDimQk), none
+    uint32_t batch;
+    const int32_t* cuSeqlensQ;        // [batch + 1]
+    const int32_t* seqLensKv;         // [batch]
+    const float *sinks, *alibiSlopes; // [numHeadsQ], with their flags
+    // q and K as attention meets them, after any rotation.
     void (*readQ)(const void* user, uint32_t token, uint32_t head, float* row);
     void (*readK)(const void* user, uint32_t sequence, uint32_t head, uint32_t position,
                   float* row);
     void (*readV)(const void* user, uint32_t sequence, uint32_t head, uint32_t position,
                   float* row);
+    // With a mask of either kind: whether it lets the query token see the position.
+    bool (*allows)(const void* user, uint32_t sequence, uint32_t token, uint32_t position);
     const void* user;
 } ReferenceProblem;
+
+// The positions that causality, windows and chunks leave of `length` to a query at `position`:
+// first .. end - 1, none when end <= first.
+void seenRange(const VkmqaAttentionCreateInfo* info, int64_t position, int64_t length,
+               int64_t* first, int64_t* end);
 
 // A row: one query token and head. What is expected of it.
 typedef struct ReferenceRow {
@@ -51,8 +61,9 @@ typedef struct Bounds {
     double lseAbsolute, lseRelative; // negative lseRelative: lse is not judged
 } Bounds;
 
-// The allowed error for what passed through these types: the loosest of each.
-Bounds boundsOf(const TypeTraits* const* types, uint32_t count);
+// The allowed error for what passed through these types: the loosest of each. stored: against a reference
+// on the values that the types store.
+Bounds boundsOf(const TypeTraits* const* types, uint32_t count, bool stored);
 
 // Compares out [tokens, numHeadsQ, headDimV] of the io type and lse [tokens, numHeadsQ], or null.
 Judgement judge(const Reference* expected, uint32_t numHeadsQ, uint32_t headDimV,

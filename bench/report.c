@@ -108,7 +108,7 @@ struct Report* createReport(const Session* session) {
 // ---- one row as text ---------------------------------------------------------------------------
 
 typedef struct RowText {
-    char model[48], heads[24], dim[16], tokens[32], batch[16], cache[24], median[16], p95[16],
+    char model[200], heads[24], dim[16], tokens[32], batch[16], cache[24], median[16], p95[16],
         rate[16], arithmetic[16], roof[20], nmse[24];
 } RowText;
 
@@ -125,18 +125,58 @@ static double rateOf(const Row* row, double work) {
 
 static bool isShaped(const Row* row) { return row->item.op >= OP_DECODE; }
 
+// "window 1023 sinks": what the row has beside the plain thing. No commas, for CSV.
+static void modifierText(const Modifiers* m, char text[128]) {
+    static const struct {
+        VkmqaAttentionFlags flag;
+        const char* name;
+    } names[] = {
+        {VKMQA_ATTENTION_ALIBI_BIT, "alibi"},
+        {VKMQA_ATTENTION_SINKS_BIT, "sinks"},
+        {VKMQA_ATTENTION_MASK_BIT, "mask"},
+        {VKMQA_ATTENTION_TREE_MASK_BIT, "tree"},
+        {VKMQA_ATTENTION_V_PREFIX_OF_K_BIT, "v-prefix"},
+        {VKMQA_ATTENTION_HADAMARD_BIT, "hadamard"},
+        {VKMQA_ATTENTION_BATCH_INVARIANT_BIT, "batch-invariant"},
+    };
+    size_t used = 0;
+    text[0] = 0;
+#define ADD(...) (used += (size_t)snprintf(text + used, 128 - used, __VA_ARGS__))
+    if (m->flags & VKMQA_ATTENTION_WINDOW_LEFT_BIT)
+        ADD(" left %u", m->windowLeft);
+    if (m->flags & VKMQA_ATTENTION_WINDOW_RIGHT_BIT)
+        ADD(" right %u", m->windowRight);
+    if (m->chunkSize)
+        ADD(" chunk %u", m->chunkSize);
+    if (m->softcap > 0)
+        ADD(" softcap %g", (double)m->softcap);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (m->flags & names[i].flag)
+            ADD(" %s", names[i].name);
+    if (m->ropeStyle != VKMQA_ROPE_NONE)
+        ADD(" rope %s", m->ropeStyle == VKMQA_ROPE_NEOX ? "neox" : "interleaved");
+    if (m->ropeDim)
+        ADD(" %u", m->ropeDim);
+#undef ADD
+    memmove(text, text + (used > 0), used + (used == 0)); // the first blank
+}
+
 static RowText rowText(const Row* row) {
     const Item* i = &row->item;
     RowText t = {0};
     int length = (int)(row->item.op == OP_CASE ? strcspn(i->model, ".") : strlen(i->model));
-    snprintf(t.model, sizeof(t.model), "%.*s", length, i->model);
+    snprintf(t.model, sizeof(t.model), "%.*s", length < 60 ? length : 60, i->model);
     if (isShaped(row)) {
+        char modifiers[128];
+        modifierText(&i->modifiers, modifiers);
+        snprintf(t.model + strlen(t.model), sizeof(t.model) - strlen(t.model), "%s%s",
+                 t.model[0] && modifiers[0] ? " " : "", modifiers);
         snprintf(t.heads, sizeof(t.heads), "%u:%u", i->numHeadsQ, i->numHeadsKv);
         snprintf(t.dim, sizeof(t.dim), i->headDimQk == i->headDimV ? "%u" : "%u/%u", i->headDimQk,
                  i->headDimV);
         snprintf(t.tokens, sizeof(t.tokens), "%u x %u", i->queryTokens, i->context);
         snprintf(t.batch, sizeof(t.batch), "%u", i->batch);
-        char types[16];
+        char types[24];
         snprintf(types, sizeof(types), i->kType == i->vType ? "%s" : "%s/%s",
                  typeTraits(i->kType)->name, typeTraits(i->vType)->name);
         snprintf(t.cache, sizeof(t.cache), i->pageSize ? "%s p%u" : "%s", types, i->pageSize);
@@ -179,10 +219,16 @@ static void printMarkdown(Report* report, const Row* row) {
                "--------:|\n");
         report->headerPrinted = true;
     }
+    if (row->item.op == OP_QUALITY && !row->wrong)
+        return; // they have a table of their own
     RowText t = rowText(row);
     printf(MD_FORMAT, opNames[row->item.op], t.model, t.heads, t.dim, t.tokens, t.batch, t.cache,
            row->kernel, t.median, t.p95, t.rate, t.arithmetic, t.roof, t.nmse);
     fflush(stdout);
+}
+
+static const char* dataName(const Item* item) {
+    return item->op != OP_QUALITY ? "" : item->outliers ? "outliers" : "gaussian";
 }
 
 static void printCsv(Report* report, const Row* row) {
@@ -191,7 +237,8 @@ static void printCsv(Report* report, const Row* row) {
         printf(
             "op,model,heads_q,heads_kv,head_dim_qk,head_dim_v,query_tokens,context,batch,page_size,"
             "causal,k_type,v_type,kernel,samples,median_s,p95_s,best_s,mean_s,gb_per_s,tflop_per_s,"
-            "percent_of_roof,roof,nmse,ok\n");
+            "percent_of_roof,roof,nmse,ok,modifiers,data,parts,layers,cache_bytes_per_token,"
+            "overhead\n");
     report->headerPrinted = true;
     printf("%s,\"%s\",", opNames[i->op], i->model);
     if (isShaped(row))
@@ -206,8 +253,43 @@ static void printCsv(Report* report, const Row* row) {
            row->roof ? row->roof : "");
     if (row->nmse >= 0)
         printf("%.4g", row->nmse);
-    printf(",%d\n", !row->wrong);
+    char modifiers[128];
+    modifierText(&i->modifiers, modifiers);
+    printf(",%d,\"%s\",%s,", !row->wrong, isShaped(row) ? modifiers : "", dataName(i));
+    if (i->op == OP_MERGE)
+        printf("%u", i->parts);
+    printf(i->op == OP_REPLAY ? ",%u," : ",,", i->layers);
+    if (row->cacheBytesPerToken > 0)
+        printf("%.9g", row->cacheBytesPerToken);
+    printf(row->overhead > 0 ? ",%.4g\n" : ",\n", row->overhead);
     fflush(stdout);
+}
+
+// Only what the row has.
+static void addModifiers(cJSON* json, const Item* i) {
+    const Modifiers* m = &i->modifiers;
+    const struct {
+        bool present;
+        const char* name;
+        double value;
+    } numbers[] = {
+        {m->flags & VKMQA_ATTENTION_WINDOW_LEFT_BIT, "window_left", m->windowLeft},
+        {m->flags & VKMQA_ATTENTION_WINDOW_RIGHT_BIT, "window_right", m->windowRight},
+        {m->chunkSize, "chunk", m->chunkSize},
+        {m->softcap > 0, "softcap", (double)m->softcap},
+        {m->ropeDim, "rope_dim", m->ropeDim},
+        {i->op == OP_MERGE, "parts", i->parts},
+        {i->op == OP_REPLAY, "layers", i->layers},
+    };
+    char text[128];
+    modifierText(m, text);
+    if (text[0])
+        cJSON_AddStringToObject(json, "modifiers", text);
+    if (i->op == OP_QUALITY)
+        cJSON_AddStringToObject(json, "data", dataName(i));
+    for (size_t n = 0; n < sizeof(numbers) / sizeof(numbers[0]); n++)
+        if (numbers[n].present)
+            cJSON_AddNumberToObject(json, numbers[n].name, numbers[n].value);
 }
 
 static cJSON* rowJson(const Row* row) {
@@ -230,7 +312,10 @@ static cJSON* rowJson(const Row* row) {
         cJSON_AddStringToObject(json, "k_type", typeTraits(i->kType)->name);
         cJSON_AddStringToObject(json, "v_type", typeTraits(i->vType)->name);
         cJSON_AddNumberToObject(json, "cache_bytes_per_token", row->cacheBytesPerToken);
+        addModifiers(json, i);
     }
+    if (row->overhead > 0)
+        cJSON_AddNumberToObject(json, "overhead", row->overhead);
     cJSON_AddStringToObject(json, "kernel", row->kernel);
     cJSON_AddStringToObject(json, "reason", row->reason);
     if (row->note[0])
@@ -284,7 +369,7 @@ static void printReasons(const Report* report) {
     bool first = true;
     for (uint32_t i = 0; i < report->rowCount; i++) {
         const Row* row = &report->rows[i];
-        bool told = !row->reason[0] && !row->note[0];
+        bool told = (!row->reason[0] && !row->note[0]) || row->item.op == OP_QUALITY;
         for (uint32_t j = 0; j < i && !told; j++)
             told = strcmp(report->rows[j].kernel, row->kernel) == 0 &&
                    strcmp(report->rows[j].reason, row->reason) == 0 &&
@@ -332,6 +417,55 @@ static void printHeadTable(const Report* report) {
     printf("\nCache sizes are of one layer.\n");
 }
 
+static const Row* findQuality(const Report* report, const Item* like, bool outliers,
+                              VkmqaAttentionFlags hadamard) {
+    for (uint32_t i = 0; i < report->rowCount; i++) {
+        const Item* item = &report->rows[i].item;
+        if (item->op == OP_QUALITY && item->kType == like->kType && item->vType == like->vType &&
+            item->outliers == outliers &&
+            (item->modifiers.flags & VKMQA_ATTENTION_HADAMARD_BIT) == hadamard)
+            return &report->rows[i];
+    }
+    return NULL;
+}
+
+static void printNmse(const Row* row) {
+    if (row)
+        printf(" %.1e |", row->nmse);
+    else
+        printf(" |");
+}
+
+// What a cache type costs and saves: one line per type.
+static void printQualityTable(const Report* report) {
+    bool first = true;
+    for (uint32_t i = 0; i < report->rowCount; i++) {
+        const Row* row = &report->rows[i];
+        const Item* item = &row->item;
+        if (item->op != OP_QUALITY ||
+            (findQuality(report, item, false, 0) != row &&
+             (findQuality(report, item, false, 0) ||
+              findQuality(report, item, false, VKMQA_ATTENTION_HADAMARD_BIT) != row)))
+            continue; // another line has it
+        if (first)
+            printf(
+                "\nNMSE of attention over a cache of each type, against f64 on the K and V before "
+                "they were stored (%s%s%u:%u d%u, %u tokens)\n\n"
+                "| cache | bytes per token | Gaussian | with --hadamard | outlier channels | "
+                "with --hadamard |\n|---|---:|---:|---:|---:|---:|\n",
+                item->model, item->model[0] ? " " : "", item->numHeadsQ, item->numHeadsKv,
+                item->headDimQk, item->context);
+        first = false;
+        RowText t = rowText(row);
+        printf("| %s | %.0f |", t.cache, row->cacheBytesPerToken);
+        for (int outliers = 0; outliers < 2; outliers++) {
+            printNmse(findQuality(report, item, outliers, 0));
+            printNmse(findQuality(report, item, outliers, VKMQA_ATTENTION_HADAMARD_BIT));
+        }
+        printf("\n");
+    }
+}
+
 void finishReport(struct Report* report) {
     if (!report)
         return;
@@ -341,6 +475,7 @@ void finishReport(struct Report* report) {
         printReasons(report);
         if (report->session->options->headTable)
             printHeadTable(report);
+        printQualityTable(report);
     } else if (format == OUTPUT_JSON) {
         char version[16];
         apiVersion(vkmqaGetVersion(), version);

@@ -37,7 +37,7 @@ enum {
 static const double submissionSeconds = 2e-3; // long against the cost of submitting and waiting
 static const uint64_t timeoutNs = 120ull * 1000000000ull;
 
-static BenchResult submitAndWait(Session* session, VkmqaCommands commands, double* seconds) {
+BenchResult submitAndWait(Session* session, VkmqaCommands commands, double* seconds) {
     double start = secondsNow();
     BenchResult result = checkVk(vkmqaSubmitCommands(commands), "submitting work");
     if (result != BENCH_OK)

@@ -58,13 +58,22 @@ static void printRequirements(const Session* session) {
 
 // Which kernel each model gets, and whether it computes rightly: creation runs the known-answer test.
 static BenchResult printKernels(Session* session) {
-    static const char* const models[] = {"llama2-7b", "llama3-8b", "mqa-32", "falcon-7b",
-                                         "gemma-2b"};
-    printf("\n| model | decode kernel at 4096 | prefill kernel, 512 at 2048 | result "
-           "|\n|---|---|---|---|\n");
+    static const struct {
+        const char* preset;
+        VkmqaType kType;
+    } models[] = {
+        {"llama2-7b", VKMQA_TYPE_F16},  {"llama3-8b", VKMQA_TYPE_F16},
+        {"llama3-8b", VKMQA_TYPE_BF16}, {"llama3-8b", VKMQA_TYPE_FP8_E4M3},
+        {"llama3-8b", VKMQA_TYPE_Q8_0}, {"llama3-8b", VKMQA_TYPE_Q4_0},
+        {"mqa-32", VKMQA_TYPE_F16},     {"falcon-7b", VKMQA_TYPE_F16},
+        {"gemma-2b", VKMQA_TYPE_F16},   {"gemma2-9b", VKMQA_TYPE_F16},
+        {"gpt-oss", VKMQA_TYPE_F16},    {"deepseek-mla", VKMQA_TYPE_F16},
+    };
+    printf("\n| model | cache | decode kernel at 4096 | prefill kernel, 512 at 2048 | result "
+           "|\n|---|---|---|---|---|\n");
     BenchResult worst = BENCH_OK;
     for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++) {
-        const Preset* p = findPreset(models[i]);
+        const Preset* p = findPreset(models[i].preset);
         Item item = {
             .op = OP_DECODE,
             .model = p->name,
@@ -77,9 +86,10 @@ static BenchResult printKernels(Session* session) {
             .batch = 1,
             .ioType = VKMQA_TYPE_F16,
             .newType = VKMQA_TYPE_F16,
-            .kType = VKMQA_TYPE_F16,
-            .vType = VKMQA_TYPE_F16,
+            .kType = models[i].kType,
+            .vType = models[i].kType,
             .causal = true,
+            .modifiers = p->modifiers,
         };
         Row decode, prefill;
         BenchResult result = runItem(session, &item, &decode);
@@ -91,9 +101,10 @@ static BenchResult printKernels(Session* session) {
         if (result != BENCH_OK)
             return result;
         bool wrong = decode.wrong || prefill.wrong;
-        printf("| %s %u:%u d%u | %s, %.3f ms | %s, %.1f ms | %s%s |\n", p->name, p->numHeadsQ,
-               p->numHeadsKv, p->headDimQk, decode.kernel, decode.time.median * 1e3, prefill.kernel,
-               prefill.time.median * 1e3, wrong ? "WRONG: " : "ok",
+        printf("| %s %u:%u d%u | %s | %s, %.3f ms | %s, %.1f ms | %s%s |\n", p->name, p->numHeadsQ,
+               p->numHeadsKv, p->headDimQk, typeTraits(item.kType)->name, decode.kernel,
+               decode.time.median * 1e3, prefill.kernel, prefill.time.median * 1e3,
+               wrong ? "WRONG: " : "ok",
                decode.wrong    ? decode.note
                : prefill.wrong ? prefill.note
                                : "");

@@ -30,30 +30,3 @@ layout(buffer_reference, std430, buffer_reference_align = 4) buffer Ref4 { uint 
     void store4_##name(uvec2 p, uint value) { Ref4(p).value = value; }                             \
     void or4_##name(uvec2 p, uint value) { atomicOr(Ref4(p).value, value); }
 #endif
-
-// Four elements of a row of f32 or f16 at element index i (a multiple of 4), as f32.
-#define ROW_READER(name)                                                                           \
-    vec4 read4_##name(uvec2 row, uint i, uint type) {                                              \
-        if (type == VKMQA_F16)                                                                     \
-            return unpack_f16(load8_##name(add_offset(row, i * 2u)));                              \
-        return uintBitsToFloat(load16_##name(add_offset(row, i * 4u)));                            \
-    }
-// Eight elements by 16-byte loads (i a multiple of 8): words 0..7 are the f32 values.
-#define ROW_READER8(name)                                                                          \
-    void read8_##name(uvec2 row, uint i, uint type, out vec4 low, out vec4 high) {                 \
-        if (type == VKMQA_F16) {                                                                   \
-            uvec4 words = load16_##name(add_offset(row, i * 2u));                                  \
-            low = unpack_f16(words.xy);                                                            \
-            high = unpack_f16(words.zw);                                                           \
-        } else {                                                                                   \
-            low = uintBitsToFloat(load16_##name(add_offset(row, i * 4u)));                         \
-            high = uintBitsToFloat(load16_##name(add_offset(row, i * 4u + 16u)));                  \
-        }                                                                                          \
-    }
-#define ROW_WRITER(name)                                                                           \
-    void write4_##name(uvec2 row, uint i, uint type, vec4 value) {                                 \
-        if (type == VKMQA_F16)                                                                     \
-            store8_##name(add_offset(row, i * 2u), pack_f16(value));                               \
-        else                                                                                       \
-            store16_##name(add_offset(row, i * 4u), floatBitsToUint(value));                       \
-    }

@@ -1,8 +1,8 @@
 #version 460
 // Append for CPU drivers that compile shaders to wide vectors (lavapipe from Mesa 26 on): a workgroup
 // is one subgroup and moves all K and V rows of one token, SUBGROUP 32-bit words of the cache at a
-// time. What append_kv.comp does, for a driver on which its loads are gathers and a workgroup costs
-// as much as a row.
+// time. What append_kv.comp does, from f32 and f16 rows to f32 and f16 caches, for a driver on which its
+// loads are gathers and a workgroup costs as much as a row.
 //
 // What the driver turns into good code, and why the text looks as it does (see also attn_cpu.comp):
 // - loads whose address is the same in all lanes, of which every lane selects its own element, become
@@ -53,7 +53,7 @@ layout(buffer_reference, std430, buffer_reference_align = 4) writeonly buffer Wo
 ELEMENTS(float16_t, f16vec4, Halves)
 ELEMENTS(uint, uvec4, Words)
 
-// f32 -> f16 as f16_bits in common.glsl, in fewer operations: overflow is a bound, and a subnormal is
+// f32 -> f16 as f16_bits in codec_f16.glsl, in fewer operations: overflow is a bound, and a subnormal is
 // rounded by the addition that moves its last bit to that of 0.5 (IEEE addition, round to nearest).
 uint f16_word(uint bits) {
     uint magnitude = bits & 0x7FFFFFFFu;
@@ -128,7 +128,8 @@ void main() {
         uint head = min(next, NUM_HEADS_KV - 1u);
         move_row(add_offset(fromK, head * (pc.kHeadStride * bytes)),
                  add_product(toK, head, planeK), HEAD_DIM_QK, K_TYPE);
-        move_row(add_offset(fromV, head * (pc.vHeadStride * bytes)),
-                 add_product(toV, head, planeV), HEAD_DIM_V, V_TYPE);
+        if (V_PREFIX == 0u)
+            move_row(add_offset(fromV, head * (pc.vHeadStride * bytes)),
+                     add_product(toV, head, planeV), HEAD_DIM_V, V_TYPE);
     } while (++next < NUM_HEADS_KV);
 }

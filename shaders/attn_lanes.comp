@@ -22,6 +22,7 @@
 #define VKMQA_EXACT_EXP2 1
 #include "common.glsl"
 #include "access.glsl"
+#include "rows.glsl"
 layout(push_constant) uniform Push { VkmqaAttentionPush pc; };
 BUFFER(q, VKMQA_BIND_Q)
 BUFFER(k, VKMQA_BIND_K)
@@ -29,9 +30,11 @@ BUFFER(v, VKMQA_BIND_V)
 BUFFER(out, VKMQA_BIND_OUT)
 BUFFER(lse, VKMQA_BIND_LSE)
 BUFFER(step, VKMQA_BIND_STEP)
-ROW_READER8(q)
-ROW_READER8(k)
-ROW_READER8(v)
+BUFFER(params, VKMQA_BIND_PARAMS)
+BUFFER(mask, VKMQA_BIND_MASK)
+ROW_READER(q)
+ROW_READER(k)
+ROW_READER(v)
 ROW_WRITER(out)
 #include "tile.glsl"
 
@@ -57,14 +60,17 @@ const uint EIGHTS_V = HEAD_DIM_V / 8u, TURNS_V = (EIGHTS_V + LANES - 1u) / LANES
 vec4 q[8u * 2u * ROWS_], o[8u * 2u * ROWS_]; // [turn][row][half]: this lane's eights
 uint placeK[GROUPS], placeV[GROUPS];         // of token `lane` of each group, in bytes
 uint allowed[GROUPS]; // 0, or more than any position
+// Whether scores and masks need a look at each token, which plain calls leave after one round.
+const uint SPECIAL = SHAPED | MASK_KIND;
 float weight[GROUPS * ROWS_]; // [group][row] of token `lane`; first the score
 float m[ROWS_], l[ROWS_], alpha[ROWS_];
 
 void find_places(Tile tile, uint block, uint groups, uint lane) {
+    uint bytesK = row_bytes(HEAD_DIM_QK, K_TYPE), bytesV = row_bytes(V_ROW_DIM, V_TYPE);
     for (uint group = 0u; group < groups; ++group) {
-        Slot slot = find_slot(tile, min(block + group * LANES + lane, tile.end - 1u));
-        placeK[group] = cache_row(pc.k, slot, row_bytes(HEAD_DIM_QK, K_TYPE)).x;
-        placeV[group] = cache_row(pc.v, slot, row_bytes(HEAD_DIM_V, V_TYPE)).x;
+        Slot slot = find_slot(tile, clamp_position(tile, block + group * LANES + lane));
+        placeK[group] = cache_data(pc.k, slot, bytesK).x;
+        placeV[group] = cache_data(pc.v, slot, bytesV).x;
         allowed[group] = mix(0u, ~0u, slot.allowed);
     }
 }
@@ -113,10 +119,17 @@ void add_scores(uint groups, uint lane, uint type) {
 
 void weigh(Tile tile, uint block, uint groups, uint lane) {
     for (uint row = 0u; row < ROWS_; ++row) {
-        uint limit = row_limit(tile, row);
-        float top = m[row];
+        uint begin = row_begin(tile, row), length = max(row_limit(tile, row), begin) - begin;
+        float top = m[row], slope = alibi_slope(row_head(tile, row));
+        uint special = SPECIAL != 0u ? groups : 0u;
+        for (uint group = 0u; group < special; ++group) {
+            uint position = block + group * LANES + lane;
+            float score = shape_score(weight[group * ROWS_ + row], slope,
+                                      row_position(tile, row) - int(position));
+            weight[group * ROWS_ + row] = mix(NEGATIVE, score, mask_allows(tile, row, position));
+        }
         for (uint group = 0u; group < groups; ++group) {
-            bool visible = block + group * LANES + lane < min(limit, allowed[group]);
+            bool visible = block + group * LANES + lane - begin < min(length, allowed[group]);
             float score = mix(NEGATIVE, weight[group * ROWS_ + row], visible);
             weight[group * ROWS_ + row] = score;
             top = max(top, score);
@@ -161,7 +174,7 @@ void add_values(uint groups, uint lane, uint type) {
 #define VALUE(token, row)                                                                          \
     {                                                                                              \
         float p = subgroupBroadcast(weights[row], token);                                          \
-        uint seen = mix(~0u, 0u, p == 0.0);                                                          \
+        uint seen = mix(~0u, 0u, p == 0.0);                                                        \
         parts[row * 2u] += times(p, seen, low);                                                    \
         parts[row * 2u + 1u] += times(p, seen, high);                                              \
     }
@@ -200,8 +213,8 @@ void main() {
             uint eight = turn * LANES + lane, at = (turn * ROWS_ + row) * 2u;
             vec4 low, high;
             read8_q(from, min(eight, EIGHTS_K - 1u) * 8u, IO_TYPE, low, high);
-            q[at] = eight < EIGHTS_K ? low * score_sign() : vec4(0.0);
-            q[at + 1u] = eight < EIGHTS_K ? high * score_sign() : vec4(0.0);
+            q[at] = eight < EIGHTS_K ? low * query_factor(tile) : vec4(0.0);
+            q[at + 1u] = eight < EIGHTS_K ? high * query_factor(tile) : vec4(0.0);
         }
     }
     for (uint i = 0u; i < TURNS_V * ROWS_ * 2u; ++i)
@@ -218,13 +231,14 @@ void main() {
     }
 
     for (uint row = 0u; row < ROWS_; ++row) {
+        Norm norm = row_norm(tile, row, m[row], l[row]);
         for (uint half_ = 0u; half_ < TURNS_V * 2u; ++half_) {
             uint column = (half_ / 2u * LANES + lane) * 8u + half_ % 2u * 4u;
             if (column < HEAD_DIM_V)
                 write_columns(tile, row, column,
-                              o[(half_ / 2u * ROWS_ + row) * 2u + half_ % 2u], l[row]);
+                              o[(half_ / 2u * ROWS_ + row) * 2u + half_ % 2u], norm);
         }
         if (lane == 0u)
-            write_state(tile, row, m[row], l[row]);
+            write_state(tile, row, m[row], l[row], norm);
     }
 }

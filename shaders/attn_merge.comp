@@ -7,23 +7,22 @@
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
 #endif
+#define VKMQA_EXACT_EXP2 1 // a row's few weights: accuracy costs nothing
 #include "common.glsl"
 #include "access.glsl"
+#include "rows.glsl"
 layout(push_constant) uniform Push { VkmqaMergePush pc; };
 BUFFER(parts, VKMQA_BIND_Q)
 BUFFER(stats, VKMQA_BIND_K)
 BUFFER(out, VKMQA_BIND_OUT)
 BUFFER(lse, VKMQA_BIND_LSE)
 BUFFER(step, VKMQA_BIND_STEP)
+BUFFER(params, VKMQA_BIND_PARAMS)
 ROW_WRITER(out)
 
+#include "params.glsl"
+#include "softmax.glsl"
 #include "step.glsl"
-
-// The partial row of split s. Clamped, as lavapipe does loads at an address that all lanes share once more
-// after a loop's end, and after a return.
-uint part_of(uint s, uint active_, uint rows, uint row) {
-    return min(s, active_ - 1u) * rows + row;
-}
 
 void main() {
     uint row = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x; // [totalQ, numHeadsQ]
@@ -41,34 +40,37 @@ void main() {
     int start = step_int(pc.cuSeqlensQ, low), stop = step_int(pc.cuSeqlensQ, low + 1u);
     if (start < 0 || stop > int(pc.totalQ) || int(token) < start || int(token) >= stop)
         return; // a token of no sequence
-    uint len = uint(max(step_int(pc.seqLensKv, low), 0));
-    uint active_ = active_splits(min(len, pc.maxTokens));
+    int lenKv = believed_length(step_int(pc.seqLensKv, low));
+    uint splits = split_span(uint(stop - start), lenKv, min(uint(lenKv), pc.maxTokens)).count;
 
-    uint rows = pc.totalQ * NUM_HEADS_Q;
+    // Split s of the row is its part s * rows + row. s is clamped, as lavapipe does loads at an address that
+    // all lanes share once more after a loop's end, and after a return.
+    uint rows = pc.totalQ * NUM_HEADS_Q, last = splits - 1u;
     row = min(row, rows - 1u);
+#define STATE(s)                                                                                   \
+    uintBitsToFloat(load8_stats(add_product(pc.stats, min(s, last) * rows + row, 8u)))
     float m = NEGATIVE, l = 0.0;
-    for (uint s = 0u; s < active_; ++s)
-        m = max(m, uintBitsToFloat(load4_stats(add_product(pc.stats, part_of(s, active_, rows, row), 8u))));
+    for (uint s = 0u; s < splits; ++s)
+        m = max(m, STATE(s).x);
+    for (uint s = 0u; s < splits; ++s) {
+        vec2 state = STATE(s);
+        l += softmax_weight(state.x - m) * state.y;
+    }
+    Norm norm = normalise(m, l, head, has_flag(VKMQA_ADD_SINKS));
     uint lane = gl_LocalInvocationIndex;
     uvec2 outRow = add_offset(add_product(pc.out_, token, pc.outTokenStride * element_bytes(IO_TYPE)),
                               head * pc.outHeadStride * element_bytes(IO_TYPE));
-    for (uint s = 0u; s < active_; ++s) {
-        vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, part_of(s, active_, rows, row), 8u)));
-        l += softmax_weight(state.x - m) * state.y;
-    }
     for (uint column = lane * 4u; column < HEAD_DIM_V; column += WG_SIZE * 4u) {
         vec4 o = vec4(0.0);
-        for (uint s = 0u; s < active_; ++s) {
-            vec2 state = uintBitsToFloat(load8_stats(add_product(pc.stats, part_of(s, active_, rows, row), 8u)));
-            uvec2 part = add_product(pc.parts, part_of(s, active_, rows, row), HEAD_DIM_V * 4u);
+        for (uint s = 0u; s < splits; ++s) {
+            vec2 state = STATE(s);
+            uvec2 part = add_product(pc.parts, min(s, last) * rows + row, HEAD_DIM_V * 4u);
             if (state.y != 0.0)
                 o += softmax_weight(state.x - m) *
                      uintBitsToFloat(load16_parts(add_offset(part, column * 4u)));
         }
-        write4_out(outRow, column, IO_TYPE, l == 0.0 ? vec4(0.0) : o / l);
+        write4_out(outRow, column, IO_TYPE, o * norm.factor / norm.divisor);
     }
-    if (lane == 0u && pc.writeLse != 0u)
-        store4_lse(add_product(pc.lse, row, 4u),
-                   l == 0.0 ? MINUS_INFINITY_BITS
-                            : floatBitsToUint((m * abs(pc.scaleLog2) + log2(l)) * LN2));
+    if (lane == 0u && has_flag(VKMQA_WRITE_LSE))
+        store4_lse(add_product(pc.lse, row, 4u), norm.lseBits);
 }

@@ -14,6 +14,7 @@
 #extension GL_KHR_shader_subgroup_shuffle : require
 #include "common.glsl"
 #include "access.glsl"
+#include "rows.glsl"
 layout(push_constant) uniform Push { VkmqaAttentionPush pc; };
 BUFFER(q, VKMQA_BIND_Q)
 BUFFER(k, VKMQA_BIND_K)
@@ -21,9 +22,11 @@ BUFFER(v, VKMQA_BIND_V)
 BUFFER(out, VKMQA_BIND_OUT)
 BUFFER(lse, VKMQA_BIND_LSE)
 BUFFER(step, VKMQA_BIND_STEP)
-ROW_READER8(q)
-ROW_READER8(k)
-ROW_READER8(v)
+BUFFER(params, VKMQA_BIND_PARAMS)
+BUFFER(mask, VKMQA_BIND_MASK)
+ROW_READER(q)
+CACHE_READER(k)
+CACHE_READER(v)
 ROW_WRITER(out)
 #include "tile.glsl"
 
@@ -39,29 +42,35 @@ shared vec4 sharedO[SUBGROUPS > 1u ? EIGHTS_V * 2u : 1u]; // one row's merged ou
 shared vec2 sharedState[SUBGROUPS];                      // (m, l) of each subgroup
 
 vec4 q[ROWS * TURNS_K * 2u], o[ROWS * TURNS_V * 2u];
-float m[ROWS], l[ROWS];
+float m[ROWS], l[ROWS], slope[ROWS];
 
 float cluster_add(float x) {
     if (CLUSTER > 1u) x += subgroupShuffleXor(x, 1u);
     if (CLUSTER > 2u) x += subgroupShuffleXor(x, 2u);
     if (CLUSTER > 4u) x += subgroupShuffleXor(x, 4u);
     if (CLUSTER > 8u) x += subgroupShuffleXor(x, 8u);
+    if (CLUSTER > 16u) x += subgroupShuffleXor(x, 16u);
     return x;
 }
 
 // One token: scores of all rows, then the rows' states. masked: it may be invisible to some row.
 void stream_token(Tile tile, uint position, uint column, bool masked) {
-    bool exists = !masked || position < tile.end;
-    Slot slot = find_slot(tile, masked ? min(position, tile.end - 1u) : position);
+    bool exists = !masked || (position >= tile.first && position < tile.end);
+    Slot slot = find_slot(tile, masked ? clamp_position(tile, position) : position);
     exists = exists && slot.allowed;
-    uvec2 row = cache_row(pc.k, slot, row_bytes(HEAD_DIM_QK, K_TYPE));
+    CacheRow row = k_row(slot);
+    vec4 held[V_PREFIX != 0u ? TURNS_K * 2u : 1u]; // K that is V as well is loaded once
     float s[ROWS];
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) s[r] = 0.0;
     [[unroll]] for (uint turn = 0u; turn < TURNS_K; ++turn) {
         uint eight = column + turn * CLUSTER;
         bool inside = EIGHTS_K % CLUSTER == 0u || eight < EIGHTS_K;
         vec4 low, high;
-        read8_k(row, (inside ? eight : 0u) * 8u, K_TYPE, low, high);
+        cache8_k(row, (inside ? eight : 0u) * 8u, K_TYPE, low, high);
+        if (V_PREFIX != 0u) {
+            held[turn * 2u] = low;
+            held[turn * 2u + 1u] = high;
+        }
         [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
             uint i = (r * TURNS_K + turn) * 2u;
             float part = dot(q[i], low) + dot(q[i + 1u], high);
@@ -70,22 +79,28 @@ void stream_token(Tile tile, uint position, uint column, bool masked) {
     }
     float p[ROWS];
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
-        float score = cluster_add(s[r]);
-        bool visible = exists && (!masked || position < row_limit(tile, r));
+        float score = shape_score(cluster_add(s[r]), slope[r], row_position(tile, r) - int(position));
+        bool visible = exists && (!masked || row_sees(tile, r, position));
         score = visible ? score : NEGATIVE;
         float top = max(m[r], score);
         float alpha = softmax_weight(m[r] - top);
         p[r] = visible ? softmax_weight(score - top) : 0.0;
+        p[r] = is_nan(score) ? score : p[r]; // a hidden one's is NEGATIVE
         m[r] = top;
         l[r] = l[r] * alpha + p[r];
         [[unroll]] for (uint i = 0u; i < TURNS_V * 2u; ++i) o[r * TURNS_V * 2u + i] *= alpha;
     }
-    row = cache_row(pc.v, slot, row_bytes(HEAD_DIM_V, V_TYPE));
+    row = v_row(slot);
     [[unroll]] for (uint turn = 0u; turn < TURNS_V; ++turn) {
         uint eight = column + turn * CLUSTER;
         bool inside = EIGHTS_V % CLUSTER == 0u || eight < EIGHTS_V;
         vec4 low, high;
-        read8_v(row, (inside ? eight : 0u) * 8u, V_TYPE, low, high);
+        if (V_PREFIX != 0u) {
+            low = held[turn * 2u];
+            high = held[turn * 2u + 1u];
+        } else {
+            cache8_v(row, (inside ? eight : 0u) * 8u, V_TYPE, low, high);
+        }
         [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
             uint i = (r * TURNS_V + turn) * 2u;
             // Select, never 0 * V: what a row may not see may be NaN.
@@ -111,21 +126,24 @@ void main() {
             uint eight = min(column + turn * CLUSTER, EIGHTS_K - 1u);
             uint i = (r * TURNS_K + turn) * 2u;
             read8_q(row, eight * 8u, IO_TYPE, q[i], q[i + 1u]);
-            q[i] *= score_sign();
-            q[i + 1u] *= score_sign();
+            q[i] *= query_factor(tile);
+            q[i + 1u] *= query_factor(tile);
         }
         [[unroll]] for (uint i = 0u; i < TURNS_V * 2u; ++i) o[r * TURNS_V * 2u + i] = vec4(0.0);
         m[r] = NEGATIVE;
         l[r] = 0.0;
+        slope[r] = alibi_slope(row_head(tile, r));
     }
 
-    // Every cluster makes the same number of turns, so that shuffles meet all lanes.
-    uint whole = tile.begin;
-    uint common_ = min(common_limit(tile), tile.end);
-    for (; whole + CLUSTERS <= common_; whole += CLUSTERS)
-        stream_token(tile, whole + cluster, column, PAGE_SHIFT != VKMQA_CONTIGUOUS);
-    for (; whole < tile.end; whole += CLUSTERS)
-        stream_token(tile, whole + cluster, column, true);
+    // Every cluster makes the same number of turns, so that shuffles meet all lanes. Tokens of
+    // [from, to) are seen by all rows.
+    uint from = common_begin(tile), to = common_limit(tile);
+    for (uint next = tile.begin; next < tile.end; next += CLUSTERS) {
+        if (next >= from && next + CLUSTERS <= to)
+            stream_token(tile, next + cluster, column, PAGE_SHIFT != VKMQA_CONTIGUOUS);
+        else
+            stream_token(tile, next + cluster, column, true);
+    }
 
     // Merge the clusters of the subgroup.
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
@@ -150,6 +168,7 @@ void main() {
     // Merge the subgroups, one row after the other, in ascending order.
     [[unroll]] for (uint r = 0u; r < ROWS; ++r) {
         float top = m[r], sum = l[r], factor = 1.0;
+        Norm norm = row_norm(tile, r, top, sum);
         if (SUBGROUPS > 1u) {
             if (lane == 0u)
                 sharedState[subgroup] = vec2(m[r], l[r]);
@@ -160,6 +179,7 @@ void main() {
             for (uint s = 0u; s < SUBGROUPS; ++s)
                 sum += softmax_weight(sharedState[s].x - top) * sharedState[s].y;
             factor = softmax_weight(m[r] - top);
+            norm = row_norm(tile, r, top, sum);
             for (uint s = 0u; s < SUBGROUPS; ++s) {
                 if (s == subgroup && lane < CLUSTER) {
                     [[unroll]] for (uint turn = 0u; turn < TURNS_V; ++turn) {
@@ -175,18 +195,18 @@ void main() {
                 barrier();
             }
             for (uint quad = gl_LocalInvocationIndex; quad < EIGHTS_V * 2u; quad += WG_SIZE)
-                write_columns(tile, r, quad * 4u, sharedO[quad], sum);
+                write_columns(tile, r, quad * 4u, sharedO[quad], norm);
             barrier();
         } else if (lane < CLUSTER) {
             [[unroll]] for (uint turn = 0u; turn < TURNS_V; ++turn) {
                 uint eight = column + turn * CLUSTER, i = (r * TURNS_V + turn) * 2u;
                 if (eight < EIGHTS_V) {
-                    write_columns(tile, r, eight * 8u, o[i], sum);
-                    write_columns(tile, r, eight * 8u + 4u, o[i + 1u], sum);
+                    write_columns(tile, r, eight * 8u, o[i], norm);
+                    write_columns(tile, r, eight * 8u + 4u, o[i + 1u], norm);
                 }
             }
         }
         if (gl_LocalInvocationIndex == 0u)
-            write_state(tile, r, top, sum);
+            write_state(tile, r, top, sum, norm);
     }
 }

@@ -19,6 +19,7 @@
 #define VKMQA_EXACT_EXP2 1
 #include "common.glsl"
 #include "access.glsl"
+#include "rows.glsl"
 layout(push_constant) uniform Push { VkmqaAttentionPush pc; };
 BUFFER(q, VKMQA_BIND_Q)
 BUFFER(k, VKMQA_BIND_K)
@@ -26,9 +27,11 @@ BUFFER(v, VKMQA_BIND_V)
 BUFFER(out, VKMQA_BIND_OUT)
 BUFFER(lse, VKMQA_BIND_LSE)
 BUFFER(step, VKMQA_BIND_STEP)
-ROW_READER8(q)
-ROW_READER8(k)
-ROW_READER8(v)
+BUFFER(params, VKMQA_BIND_PARAMS)
+BUFFER(mask, VKMQA_BIND_MASK)
+ROW_READER(q)
+CACHE_READER(k)
+CACHE_READER(v)
 ROW_WRITER(out)
 #include "tile.glsl"
 
@@ -56,12 +59,21 @@ const uint TURNS_K = (EIGHTS_K + SUBGROUP - 1u) / SUBGROUP; // at most 4: 256 el
 const uint TURNS_V = (EIGHTS_V + SUBGROUP - 1u) / SUBGROUP;
 const uint PAIRS = ROWS_ * TOKENS; // 4 or 8
 // Whether a row of a tile may see a token that another may not: rows of different query tokens.
-const bool ROWS_DIFFER = CAUSAL * (RATIO % ROWS_) != 0u;
+const uint RESTRICTED = ~WINDOW_LEFT | ~WINDOW_RIGHT | CHUNK | MASK_KIND; // 0: every row sees all
+const bool ROWS_DIFFER = uint(RESTRICTED != 0u) * (RATIO % ROWS_) != 0u;
 
 // Sizes are literals, and so is every index: only then are these registers.
 vec4 q[VKMQA_ROWS * 8], o[VKMQA_ROWS * 8]; // [row][turn][half]
 vec4 staged[VKMQA_ROWS * 8]; // either, where a loop indexes it: slow, and rare
 float m = NEGATIVE, l = 0.0; // of row lane % ROWS; l of the tokens of this lane only
+
+// What a lane knows of its row.
+struct LaneRow {
+    uint index;
+    uint begin, limit;
+    int position;
+    float slope;
+};
 
 // Unrolling: X gets a turn, and what it stands in.
 #define EACH_TURN(count, X, a, b)                                                                  \
@@ -91,9 +103,16 @@ float transpose_reduce(float s[8], uint lane) {
     return sum;
 }
 
+CacheRow shuffle_row(CacheRow row, uint lane, uint type) {
+    row.data = uvec2(subgroupShuffle(row.data.x, lane), subgroupShuffle(row.data.y, lane));
+    if (has_scales(type))
+        row.scales = uvec2(subgroupShuffle(row.scales.x, lane), subgroupShuffle(row.scales.y, lane));
+    return row;
+}
+
 // TOKENS tokens from `first` on. Lanes `from` on know their addresses and whether they may be read.
-void stream_tokens(uint lane, uvec2 rowK, uvec2 rowV, bool allowed, uint from, uint first,
-                   uint limit) {
+void stream_tokens(Tile tile, uint lane, CacheRow rowK, CacheRow rowV, bool allowed, uint from,
+                   uint first, LaneRow own) {
     float s[8];
     s[0] = s[1] = s[2] = s[3] = s[4] = s[5] = s[6] = s[7] = 0.0;
 #define SCORE(token, turn, row)                                                                    \
@@ -102,7 +121,7 @@ void stream_tokens(uint lane, uvec2 rowK, uvec2 rowV, bool allowed, uint from, u
 #define SCORES(token, _, turn)                                                                     \
     {                                                                                              \
         vec4 low, high;                                                                            \
-        read8_k(at, min(lane + turn * SUBGROUP, EIGHTS_K - 1u) * 8u, K_TYPE, low, high);           \
+        cache8_k(at, min(lane + turn * SUBGROUP, EIGHTS_K - 1u) * 8u, K_TYPE, low, high);           \
         bool inside = EIGHTS_K % SUBGROUP == 0u || lane + turn * SUBGROUP < EIGHTS_K;              \
         low = inside ? low : vec4(0.0); /* q is 0 there, but 0 * infinity is not */                \
         high = inside ? high : vec4(0.0);                                                          \
@@ -110,16 +129,17 @@ void stream_tokens(uint lane, uvec2 rowK, uvec2 rowV, bool allowed, uint from, u
     }
 #define SCORES_OF_TOKEN(token)                                                                     \
     {                                                                                              \
-        uvec2 at = uvec2(subgroupShuffle(rowK.x, from + token),                                    \
-                         subgroupShuffle(rowK.y, from + token));                                   \
+        CacheRow at = shuffle_row(rowK, from + token, K_TYPE);                                     \
         EACH_TURN(TURNS_K, SCORES, token, _)                                                       \
     }
     EACH_TOKEN(SCORES_OF_TOKEN)
 
     float score = transpose_reduce(s, lane);
     uint token = (lane % PAIRS) / ROWS_;
-    bool visible = subgroupShuffle(uint(allowed), from + token) != 0u && first + token < limit;
-    score = visible ? score : NEGATIVE;
+    uint position = first + token;
+    bool visible = subgroupShuffle(uint(allowed), from + token) != 0u && position >= own.begin &&
+                   position < own.limit && mask_allows(tile, own.index, position);
+    score = visible ? shape_score(score, own.slope, own.position - int(position)) : NEGATIVE;
     float top = max(m, score);
     if (ROWS_ < 8u && PAIRS > 4u) top = max(top, subgroupShuffleXor(top, 4u));
     if (ROWS_ < 4u) top = max(top, subgroupShuffleXor(top, 2u));
@@ -149,7 +169,7 @@ void stream_tokens(uint lane, uvec2 rowK, uvec2 rowV, bool allowed, uint from, u
 #define VALUES(token, _, turn)                                                                     \
     {                                                                                              \
         vec4 low, high;                                                                            \
-        read8_v(at, min(lane + turn * SUBGROUP, EIGHTS_V - 1u) * 8u, V_TYPE, low, high);           \
+        cache8_v(at, min(lane + turn * SUBGROUP, EIGHTS_V - 1u) * 8u, V_TYPE, low, high);           \
         low = readable ? low : vec4(0.0);                                                          \
         high = readable ? high : vec4(0.0);                                                        \
         EACH_ROW(VALUE, token, turn)                                                               \
@@ -157,8 +177,7 @@ void stream_tokens(uint lane, uvec2 rowK, uvec2 rowV, bool allowed, uint from, u
 #define WEIGHT(token, _, row) w[row] = subgroupShuffle(p, token * ROWS_ + row);
 #define VALUES_OF_TOKEN(token)                                                                     \
     {                                                                                              \
-        uvec2 at = uvec2(subgroupShuffle(rowV.x, from + token),                                    \
-                         subgroupShuffle(rowV.y, from + token));                                   \
+        CacheRow at = shuffle_row(rowV, from + token, V_TYPE);                                     \
         bool readable = ROWS_DIFFER || subgroupShuffle(uint(visible), token * ROWS_) != 0u;        \
         EACH_ROW(WEIGHT, token, _)                                                                 \
         EACH_TURN(TURNS_V, VALUES, token, _)                                                       \
@@ -178,8 +197,8 @@ void main() {
             uint eight = lane + turn * SUBGROUP, i = row * 8u + turn * 2u;
             vec4 low, high;
             read8_q(at, min(eight, EIGHTS_K - 1u) * 8u, IO_TYPE, low, high);
-            staged[i] = eight < EIGHTS_K ? low * score_sign() : vec4(0.0);
-            staged[i + 1u] = eight < EIGHTS_K ? high * score_sign() : vec4(0.0);
+            staged[i] = eight < EIGHTS_K ? low * query_factor(tile) : vec4(0.0);
+            staged[i + 1u] = eight < EIGHTS_K ? high * query_factor(tile) : vec4(0.0);
         }
     }
 #define TAKE_TURN(row, _, turn)                                                                    \
@@ -193,14 +212,15 @@ void main() {
     EACH_ROW(BEGIN, _, _)
 
     // Each lane finds the place of one token, and steps of TOKENS take them.
-    uint limit = row_limit(tile, lane % ROWS_);
+    uint mine = lane % ROWS_;
+    LaneRow own = LaneRow(mine, row_begin(tile, mine), row_limit(tile, mine), row_position(tile, mine),
+                          alibi_slope(row_head(tile, mine)));
     [[dont_unroll]] for (uint block = tile.begin; block < tile.end; block += SUBGROUP) {
-        Slot slot = find_slot(tile, min(block + lane, tile.end - 1u));
-        uvec2 rowK = cache_row(pc.k, slot, row_bytes(HEAD_DIM_QK, K_TYPE));
-        uvec2 rowV = cache_row(pc.v, slot, row_bytes(HEAD_DIM_V, V_TYPE));
+        Slot slot = find_slot(tile, clamp_position(tile, block + lane));
+        CacheRow rowK = k_row(slot), rowV = v_row(slot);
         uint stop = min(SUBGROUP, tile.end - block);
         [[dont_unroll]] for (uint from = 0u; from < stop; from += TOKENS)
-            stream_tokens(lane, rowK, rowV, slot.allowed, from, block + from, limit);
+            stream_tokens(tile, lane, rowK, rowV, slot.allowed, from, block + from, own);
     }
 
     if (ROWS_ < 8u && PAIRS > 4u) l += subgroupShuffleXor(l, 4u);
@@ -212,13 +232,13 @@ void main() {
 #define STAGE(_, __, row) EACH_TURN(TURNS_V, STAGE_TURN, row, _)
     EACH_ROW(STAGE, _, _)
     [[dont_unroll]] for (uint row = 0u; row < ROWS_; ++row) {
-        float sum = subgroupShuffle(l, row);
+        Norm norm = row_norm(tile, row, subgroupShuffle(m, row), subgroupShuffle(l, row));
         [[dont_unroll]] for (uint quad = 0u; quad < TURNS_V * 2u; ++quad) {
             uint column = (lane + quad / 2u * SUBGROUP) * 8u + quad % 2u * 4u;
             if (column < HEAD_DIM_V)
-                write_columns(tile, row, column, staged[row * 8u + quad], sum);
+                write_columns(tile, row, column, staged[row * 8u + quad], norm);
         }
     }
     if (lane < ROWS_)
-        write_state(tile, lane, m, l);
+        write_state(tile, lane, m, l, row_norm(tile, lane, m, l));
 }

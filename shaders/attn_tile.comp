@@ -9,8 +9,10 @@
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
 #endif
+#define VKMQA_EXACT_EXP2 1
 #include "common.glsl"
 #include "access.glsl"
+#include "rows.glsl"
 layout(push_constant) uniform Push { VkmqaAttentionPush pc; };
 BUFFER(q, VKMQA_BIND_Q)
 BUFFER(k, VKMQA_BIND_K)
@@ -18,9 +20,11 @@ BUFFER(v, VKMQA_BIND_V)
 BUFFER(out, VKMQA_BIND_OUT)
 BUFFER(lse, VKMQA_BIND_LSE)
 BUFFER(step, VKMQA_BIND_STEP)
+BUFFER(params, VKMQA_BIND_PARAMS)
+BUFFER(mask, VKMQA_BIND_MASK)
 ROW_READER(q)
-ROW_READER(k)
-ROW_READER(v)
+CACHE_READER(k)
+CACHE_READER(v)
 ROW_WRITER(out)
 #include "tile.glsl"
 
@@ -30,7 +34,7 @@ const uint ITEMS = (ROWS * QUADS_V + WG_SIZE - 1u) / WG_SIZE; // output quads pe
 
 shared vec4 sharedQ[ROWS * QUADS_K];     // [ROWS, headDimQk / 4]
 shared float sharedS[ROWS * BLOCK];      // [ROWS, BLOCK]: scores, then probabilities
-shared uvec2 sharedV[BLOCK];             // pointer to the V row of each token of the block
+shared uvec4 sharedV[BLOCK];             // pointers to the V row of each token of the block
 shared bool sharedAllowed[BLOCK];
 shared float sharedM[ROWS], sharedL[ROWS], sharedAlpha[ROWS];
 
@@ -41,7 +45,7 @@ void main() {
     uint lane = gl_LocalInvocationIndex;
 
     for (uint i = lane; i < ROWS * QUADS_K; i += WG_SIZE)
-        sharedQ[i] = score_sign() *
+        sharedQ[i] = query_factor(tile) *
                      read4_q(query_row(tile, i / QUADS_K), i % QUADS_K * 4u, IO_TYPE);
     if (lane < ROWS) {
         sharedM[lane] = NEGATIVE;
@@ -58,16 +62,19 @@ void main() {
             float s = NEGATIVE;
             Slot slot;
             slot.allowed = false;
-            if (position < tile.end) {
+            if (position >= tile.first && position < tile.end) {
                 slot = find_slot(tile, position);
+                CacheRow row = v_row(slot);
                 if (r == 0u)
-                    sharedV[t] = cache_row(pc.v, slot, row_bytes(HEAD_DIM_V, V_TYPE));
-                if (slot.allowed && position < row_limit(tile, r)) {
-                    uvec2 row = cache_row(pc.k, slot, row_bytes(HEAD_DIM_QK, K_TYPE));
+                    sharedV[t] = uvec4(row.data, row.scales);
+                if (slot.allowed && row_sees(tile, r, position)) {
+                    row = k_row(slot);
                     vec4 sum = vec4(0.0);
                     for (uint quad = 0u; quad < QUADS_K; ++quad)
-                        sum += sharedQ[r * QUADS_K + quad] * read4_k(row, quad * 4u, K_TYPE);
-                    s = (sum.x + sum.y) + (sum.z + sum.w);
+                        sum += sharedQ[r * QUADS_K + quad] * cache4_k(row, quad * 4u, K_TYPE);
+                    s = shape_score((sum.x + sum.y) + (sum.z + sum.w),
+                                    alibi_slope(row_head(tile, r)),
+                                    row_position(tile, r) - int(position));
                 }
             }
             if (r == 0u)
@@ -97,12 +104,12 @@ void main() {
         for (uint t = 0u; t < count; ++t) {
             if (!sharedAllowed[t])
                 continue;
-            uvec2 row = sharedV[t];
+            CacheRow row = CacheRow(sharedV[t].xy, sharedV[t].zw);
             for (uint item = 0u; item < ITEMS; ++item) {
                 uint i = item * WG_SIZE + lane;
                 float p = sharedS[min(i / QUADS_V, ROWS - 1u) * BLOCK + t];
                 // A row that may not see the token must not see its NaN either: select, not 0 * V.
-                vec4 v = read4_v(row, i % QUADS_V * 4u, V_TYPE);
+                vec4 v = cache4_v(row, i % QUADS_V * 4u, V_TYPE);
                 o[item] += p != 0.0 ? p * v : vec4(0.0);
             }
         }
@@ -111,8 +118,10 @@ void main() {
     for (uint item = 0u; item < ITEMS; ++item) {
         uint i = item * WG_SIZE + lane, r = i / QUADS_V;
         if (r < ROWS)
-            write_columns(tile, r, i % QUADS_V * 4u, o[item], sharedL[r]);
+            write_columns(tile, r, i % QUADS_V * 4u, o[item],
+                          row_norm(tile, r, sharedM[r], sharedL[r]));
     }
     if (lane < ROWS)
-        write_state(tile, lane, sharedM[lane], sharedL[lane]);
+        write_state(tile, lane, sharedM[lane], sharedL[lane],
+                    row_norm(tile, lane, sharedM[lane], sharedL[lane]));
 }

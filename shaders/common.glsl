@@ -1,4 +1,4 @@
-// What every kernel starts with: extensions, specialisation constants, small numerics.
+// What every kernel starts with: extensions, specialisation constants, types, address arithmetic.
 #define VKMQA_GLSL 1
 #include "shared.h"
 
@@ -8,14 +8,32 @@ layout(local_size_x_id = 0) in;
 
 const uint RATIO = NUM_HEADS_Q / NUM_HEADS_KV;
 
-// Bytes from one row of the cache to the next: elements, padded to 16 bytes.
-uint row_bytes(uint dim, uint type) { return (dim * (type == VKMQA_F16 ? 2u : 4u) + 15u) & ~15u; }
-uint element_bytes(uint type) { return type == VKMQA_F16 ? 2u : 4u; }
+#include "codec_f16.glsl"
+#include "codec_bf16.glsl"
+#include "codec_fp8.glsl"
+#include "codec_block.glsl"
+#include "codec_q8_0.glsl"
+#include "codec_q4_0.glsl"
 
-// Stands for -infinity: drivers disagree about (-inf) - (-inf), and none about this.
-const float NEGATIVE = -1.0e37; // times a scale it stays finite
-const uint MINUS_INFINITY_BITS = 0xFF800000u;
+// Of q, out and new rows.
+uint element_bytes(uint type) { return type == VKMQA_F32 ? 4u : 2u; }
+// Bytes from one row of the cache to the next, padded to 16.
+uint row_bytes(uint dim, uint type) {
+    uint blocks = (dim + 31u) / 32u;
+    uint bytes = type == VKMQA_F32   ? dim * 4u
+                 : type == VKMQA_FP8 ? dim
+                 : type == VKMQA_Q8  ? blocks * 32u
+                 : type == VKMQA_Q4  ? blocks * 16u
+                                     : dim * 2u;
+    return (bytes + 15u) & ~15u;
+}
+bool has_scales(uint type) { return type >= VKMQA_Q8; }
+// Bytes from one row's block scales to the next, padded to 4.
+uint scale_bytes(uint dim) { return ((dim + 31u) / 32u * 2u + 3u) & ~3u; }
+
+const float LOG2E = 1.44269504088896341;
 const float LN2 = 0.693147180559945;
+const uint MINUS_INFINITY_BITS = 0xFF800000u;
 
 // 64-bit address arithmetic on uvec2 (low, high): devices without Int64 run it too.
 uvec2 add_offset(uvec2 address, uint bytes) {
@@ -29,30 +47,3 @@ uvec2 add_product(uvec2 address, uint count, uint bytes) {
     low = uaddCarry(address.x, low, carry);
     return uvec2(low, address.y + high + carry);
 }
-
-// f32 -> f16 bits, round to nearest even, by integer operations (packHalf2x16 may round either way).
-// NaN becomes the canonical 0x7E00, overflow infinity. Four at a time: drivers vectorise it.
-uvec4 f16_bits(vec4 value) {
-    uvec4 bits = floatBitsToUint(value);
-    uvec4 sign = (bits >> 16) & 0x8000u;
-    uvec4 magnitude = bits & 0x7FFFFFFFu;
-    // Normal results: rebias the exponent (127 - 15 = 112) and round on the 13 bits that go.
-    uvec4 normal = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
-    // Subnormal results: shift the significand with its hidden bit; below 2^-25 everything goes.
-    uvec4 shift = min(126u - min(magnitude >> 23, 113u), 31u); // 13 + (113 - exponent)
-    uvec4 significand = (magnitude & 0x7FFFFFu) | 0x800000u;
-    uvec4 dropped = significand & ((uvec4(1u) << shift) - 1u);
-    uvec4 half_ = uvec4(1u) << (shift - 1u);
-    uvec4 small = significand >> shift;
-    small += uvec4(greaterThan(dropped, half_)) | (uvec4(equal(dropped, half_)) & (small & 1u));
-    uvec4 result = mix(normal, small, lessThan(magnitude, uvec4(0x38800000u)));
-    result = mix(result, uvec4(0u), lessThan(magnitude, uvec4(0x33000000u)));
-    result = mix(result, uvec4(0x7C00u), greaterThanEqual(magnitude, uvec4(0x477FF000u)));
-    bvec4 nan = greaterThan(magnitude, uvec4(0x7F800000u));
-    return mix(sign | result, uvec4(0x7E00u), nan);
-}
-uvec2 pack_f16(vec4 value) {
-    uvec4 bits = f16_bits(value);
-    return uvec2(bits.x | (bits.y << 16), bits.z | (bits.w << 16));
-}
-vec4 unpack_f16(uvec2 words) { return vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y)); }

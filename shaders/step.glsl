@@ -1,36 +1,49 @@
-// What all attention kernels do with their push constants `pc`: reading the step metadata, which needs
-// BUFFER(step), and turning scores into weights.
+// The step metadata and what follows from it, for attention and its merge. Needs the push constants as `pc`
+// and BUFFER(step).
 int step_int(uint word, uint index) {
     return int(load4_step(add_offset(pc.step, (word + index) * 4u)));
 }
-// Splits that hold tokens of a sequence of so many; one of none has an empty one.
-uint active_splits(uint tokens) {
-    return max((tokens + pc.splitTokens - 1u) / pc.splitTokens, 1u);
-}
 uint query_start(uint b) { return uint(clamp(step_int(pc.cuSeqlensQ, b), 0, int(pc.totalQ))); }
+uint split_count() { return pc.splitsAndFlags >> 2; }
+bool has_flag(uint bit) { return (pc.splitsAndFlags & bit) != 0u; }
 
-// Maxima and differences are of raw scores q k (of -q k where the scale is negative): a difference is
-// exact where it matters, so that the weight's error does not grow with the scores.
-float score_sign() { return pc.scaleLog2 < 0.0 ? -1.0 : 1.0; }
-#ifdef VKMQA_EXACT_EXP2
-// CPU drivers approximate exp2 to some 2e-7, which is more than everything else here loses. With x = n + f,
-// |f| <= 1/2: 2^n by its bits, 2^f by a polynomial (interpolated at Chebyshev nodes; relative error 2e-9).
-// A NaN stays one; weights below 2^-126 count as 2^-126, nothing beside the largest weight, 1.
-float exp2_negative(float x) {
-    x = x < -126.0 ? -126.0 : x;
-    float n = floor(x + 0.5), f = x - n;
-    float p = 1.545316294e-04;
-    p = p * f + 1.339086336e-03;
-    p = p * f + 9.618082557e-03;
-    p = p * f + 5.550357114e-02;
-    p = p * f + 2.402265076e-01;
-    p = p * f + 6.931471880e-01;
-    p = p * f + 1.0;
-    return p * uintBitsToFloat(uint(127 + int(n)) << 23);
+// A query token at `position` (negative where a sequence has more queries than tokens) sees the positions
+// [visible_begin, visible_end), masks aside. The host bounds windows and chunks by 2^30, and so are lengths.
+// (~x is 0 where x is unbounded; glslang folds no || of specialisation constants.)
+const bool BOUNDED_LEFT = (~WINDOW_LEFT | CHUNK) != 0u;
+const bool BOUNDED = (~WINDOW_LEFT | ~WINDOW_RIGHT | CHUNK) != 0u;
+uint visible_begin(int position) {
+    int begin = 0;
+    if (WINDOW_LEFT != VKMQA_UNBOUNDED)
+        begin = max(begin, position - int(WINDOW_LEFT));
+    if (CHUNK != 0u)
+        begin = max(begin, max(position, 0) / int(max(CHUNK, 1u)) * int(CHUNK));
+    return uint(begin);
 }
-#else
-#define exp2_negative exp2
-#endif
-float softmax_weight(float difference) {
-    return exp2_negative(difference * abs(pc.scaleLog2));
+uint visible_end(int position, uint len) {
+    int end = int(len);
+    if (WINDOW_RIGHT != VKMQA_UNBOUNDED)
+        end = min(end, position + int(WINDOW_RIGHT) + 1);
+    if (CHUNK != 0u) {
+        int chunk = max(position, 0) / int(max(CHUNK, 1u));
+        end = position < 0 ? 0 : min(end, (chunk + 1) * int(CHUNK));
+    }
+    return uint(max(end, 0));
+}
+
+// The length that is believed, and the one that positions are counted from.
+int believed_length(int lenKv) { return clamp(lenKv, 0, 1 << 30); }
+
+// The splits of a sequence that hold what its queries may see: `count` of splitTokens each, the first one
+// beginning at first * splitTokens. A sequence without tokens has one, which is empty.
+struct Span {
+    uint first;
+    uint count;
+    bool whole; // false: more query tokens than recorded, whose last positions have no split
+};
+Span split_span(uint lenQ, int lenKv, uint len) {
+    uint first = BOUNDED_LEFT ? min(visible_begin(lenKv - int(lenQ)), len) / pc.splitTokens : 0u;
+    uint end = (len + pc.splitTokens - 1u) / pc.splitTokens;
+    uint count = max(end - min(first, end), 1u);
+    return Span(first, min(count, split_count()), count <= split_count());
 }

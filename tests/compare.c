@@ -15,7 +15,11 @@ typedef struct Allowance {
 } Allowance;
 
 double compareMaxNmse(OracleType io, OracleType k, OracleType v) {
-    return io == ORACLE_F32 && k == ORACLE_F32 && v == ORACLE_F32 ? 1e-10 : 1e-6;
+    const OracleType types[] = {io, k, v};
+    double bound = 1e-10;
+    for (int i = 0; i < 3; i++)
+        bound = fmax(bound, types[i] == ORACLE_F32 ? 1e-10 : types[i] == ORACLE_BF16 ? 1e-5 : 1e-6);
+    return bound;
 }
 
 static bool isPoison(OracleType type, float value) {
@@ -23,7 +27,9 @@ static bool isPoison(OracleType type, float value) {
     memcpy(&bits, &value, 4);
     if (type == ORACLE_F32)
         return bits == COMPARE_POISON;
-    float poison = oracleF32FromF16(COMPARE_POISON & 0xFFFF);
+    const uint16_t half = COMPARE_POISON & 0xFFFF;
+    float poison;
+    oracleDecode(type, &half, 1, &poison);
     return memcmp(&value, &poison, 4) == 0;
 }
 

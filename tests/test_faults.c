@@ -197,6 +197,76 @@ static void emptyRowsAreExact(void** state) {
     assert_false(compareLse(&lseTensor).right);
 }
 
+// A right cache of every type, then one thing wrong with it.
+static void wrongCachesAreRejected(void** state) {
+    (void)state;
+    enum { TOKENS = 5, WIDTH = 40 };
+    static const int32_t slots[TOKENS] = {3, 0, -1, 6, 5};
+    for (int type = ORACLE_F32; type < ORACLE_TYPE_COUNT; type++) {
+        const OracleCache cache = {(OracleType)type, 2, 1, 4, WIDTH, NULL};
+        size_t size = oracleCacheBytes(&cache);
+        uint8_t* before = malloc(size);
+        uint8_t* got = malloc(size);
+        float values[TOKENS * WIDTH];
+        Random random = {6};
+        for (size_t i = 0; i < size; i++)
+            before[i] = (uint8_t)randomBelow(&random, 256);
+        for (int i = 0; i < TOKENS * WIDTH; i++)
+            values[i] = randomNormal(&random);
+        CompareCache compare = {.cache = cache,
+                                .values = values,
+                                .slots = slots,
+                                .tokens = TOKENS,
+                                .before = before,
+                                .got = got};
+        // Bytes of a written row, of a skipped one, of one that nobody named, behind a row's elements.
+        const size_t row = oracleRowOffset(&cache, 6, 0), data = oracleRowDataBytes(&cache);
+        const size_t spoiled[] = {row, row + data - 1, oracleRowOffset(&cache, 1, 0), size - 1,
+                                  oracleTypeHasBlocks(cache.type) ? oracleScaleOffset(&cache, 6, 0)
+                                                                  : row + data / 2};
+        for (int byValue = 0; byValue < 2; byValue++) {
+            compare.byValue = byValue;
+            memcpy(got, before, size);
+            oracleAppend(&cache, got, NULL, values, slots, TOKENS);
+            CompareResult right = compareCache(&compare);
+            if (!right.right)
+                fail_msg("%s, by %s: %s", oracleTypeName(cache.type), byValue ? "value" : "byte",
+                         right.text);
+            for (size_t i = 0; i < COUNT(spoiled); i++) {
+                // By value a code's lowest bit, or a scale's, is within the allowance; the top one is not.
+                uint8_t bit = byValue && spoiled[i] != row + data / 2 ? 0x88 : 0x01;
+                if (byValue && i == COUNT(spoiled) - 1)
+                    continue;
+                if (byValue && i == 0 && type < ORACLE_FP8)
+                    continue; // the low byte of an element
+                got[spoiled[i]] ^= bit;
+                if (compareCache(&compare).right)
+                    fail_msg("%s, by %s: spoiled byte %zu was not noticed",
+                             oracleTypeName(cache.type), byValue ? "value" : "byte", spoiled[i]);
+                got[spoiled[i]] ^= bit;
+            }
+        }
+        free(before);
+        free(got);
+    }
+}
+
+static void wrongRotationsAreRejected(void** state) {
+    (void)state;
+    float expected[2 * 32], got[2 * 32];
+    Random random = {7};
+    for (int i = 0; i < 64; i++)
+        expected[i] = got[i] = randomNormal(&random);
+    assert_true(compareRows(ORACLE_F32, expected, got, 2, 32, false).right);
+    got[40] += 2e-5f;
+    assert_false(compareRows(ORACLE_F32, expected, got, 2, 32, false).right);
+    assert_false(compareRows(ORACLE_F32, expected, got, 2, 32, true).right);
+    assert_true(compareRows(ORACLE_F16, expected, got, 2, 32, false).right ||
+                fabsf(expected[40]) < 0.02f);
+    got[40] = NAN;
+    assert_false(compareRows(ORACLE_F16, expected, got, 2, 32, false).right);
+}
+
 // ---- Faulty drivers -----------------------------------------------------------------------------
 
 // Children are forked before anything of Vulkan is opened here, each with an environment of its own.
@@ -349,6 +419,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrongOutputsAreRejected),
         cmocka_unit_test(emptyRowsAreExact),
+        cmocka_unit_test(wrongCachesAreRejected),
+        cmocka_unit_test(wrongRotationsAreRejected),
         cmocka_unit_test_teardown(lostWorkIsNoticed, removeManifest),
         cmocka_unit_test(driversThatExecuteNothingAreRefused),
     };

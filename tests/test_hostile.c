@@ -95,16 +95,6 @@ static void checkFinite(const Run* run, const Output* output, const char* label)
     }
 }
 
-static void checkGuards(const Run* run) {
-    guardedCheck(&run->k, "K");
-    guardedCheck(&run->v, "V");
-    guardedCheck(&run->q, "q");
-    guardedCheck(&run->out, "out");
-    guardedCheck(&run->lse, "lse");
-    guardedCheck(&run->metadata, "metadata");
-    guardedCheck(&run->scratch, "scratch");
-}
-
 // The metadata as the device left it: unchanged but for the status.
 static void checkMetadata(const Run* run, const int32_t* words, const char* label) {
     int32_t* left = malloc(run->metadata.range.size);
@@ -118,7 +108,7 @@ static void checkMetadata(const Run* run, const int32_t* words, const char* labe
 // Runs with this metadata, out and lse poisoned before.
 static Output runWith(Run* run, const Problem* problem, const int32_t* words) {
     runUpload(run, problem);
-    runFillUnowned(run, problem, FINITE);
+    runFillUnowned(run, problem, FINITE, false);
     guardedUpload(&run->metadata, words);
     runSubmit(run);
     return runRead(run);
@@ -168,7 +158,7 @@ static void attackOn(VkmqaTier tier, const Model* model) {
         if ((output.status & attack->status) != attack->status)
             fail_msg("%s: status 0x%x, should have 0x%x", label, output.status, attack->status);
         checkFinite(&run, &output, label);
-        checkGuards(&run);
+        runCheckGuards(&run);
         checkMetadata(&run, words, label);
         for (uint32_t b = 0; b < batch.count; b++)
             if (!(attack->harmed >> b & 1) && !rowsEqual(&run, &problem, b, &expected, &output))
@@ -282,7 +272,7 @@ static void randomMetadataStaysWithinTheRanges(void** state) {
                         words[i] = hostileValue(&random, &problem);
                 Output output = runWith(&run, &problem, words);
                 checkFinite(&run, &output, label);
-                checkGuards(&run);
+                runCheckGuards(&run);
                 checkMetadata(&run, words, label);
                 outputDestroy(&output);
                 free(words);
@@ -291,6 +281,70 @@ static void randomMetadataStaysWithinTheRanges(void** state) {
             problemDestroy(&problem);
             vkmqaDestroyAttention(attention);
         }
+    }
+}
+
+// The same with everything that reads metadata or masks: rotation at any position, a tree mask of random
+// bits, lists of accepted drafts, a cache of blocks.
+static const Model tree = {.numHeadsQ = 8,
+                           .numHeadsKv = 2,
+                           .headDimQk = 64,
+                           .headDimV = 40,
+                           .pageSize = 16,
+                           .io = F16,
+                           .k = ORACLE_Q8_0,
+                           .v = ORACLE_Q4_0,
+                           .splitSize = 64,
+                           .maxSeqLenKv = 512,
+                           .source = F16,
+                           .flags = VKMQA_ATTENTION_TREE_MASK_BIT | VKMQA_ATTENTION_SINKS_BIT |
+                                    VKMQA_ATTENTION_WINDOW_LEFT_BIT,
+                           .windowLeft = 70,
+                           .rope = ORACLE_ROPE_NEOX};
+
+static void recordAll(Run* run) {
+    runRecord(run, true);
+    const VkmqaCompactInfo info = {.structSize = sizeof(info),
+                                   .recorder = vkmqaGetCommandsRecorder(run->commands),
+                                   .step = &run->step,
+                                   .kv = &run->kv};
+    REQUIRE(vkmqaCmdCompactKv(run->attention, vkmqaGetCommandBuffer(run->commands), &info));
+}
+
+static void randomTreesStayWithinTheRanges(void** state) {
+    (void)state;
+    Batch appended = batch;
+    appended.append = true;
+    VkmqaStepLimits most = limits;
+    most.newTokens = 283;
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        VkmqaAttention attention;
+        REQUIRE(attentionCreate(&tree, harness.tiers[t], &attention));
+        Problem problem = problemCreate(&tree, &appended, 36, false);
+        Run run = runCreate(attention, &problem, &most);
+        recordAll(&run);
+        Random random = {harness.seed * 79};
+        for (int round = 0; round < 25; round++) {
+            char label[64];
+            snprintf(label, sizeof(label), "%s, tree, round %d", tierName(harness.tiers[t]), round);
+            int32_t* words = runMetadata(&run, &problem);
+            size_t count = run.metadata.range.size / 4;
+            uint32_t density = 1 + randomBelow(&random, 8);
+            for (size_t i = 0; i < count; i++)
+                if (i != run.step.layout.status / 4 && randomBelow(&random, density) == 0)
+                    words[i] = hostileValue(&random, &problem);
+            for (size_t i = 0; i < (size_t)problem.totalQ * problem.maskStride; i++)
+                problem.mask[i] = randomBelow(&random, UINT32_MAX);
+            Output output = runWith(&run, &problem, words);
+            checkFinite(&run, &output, label);
+            runCheckGuards(&run);
+            checkMetadata(&run, words, label);
+            outputDestroy(&output);
+            free(words);
+        }
+        runDestroy(&run);
+        problemDestroy(&problem);
+        vkmqaDestroyAttention(attention);
     }
 }
 
@@ -312,7 +366,7 @@ static void statusIsOptional(void** state) {
         Output output = runWith(&run, &problem, words);
         assert_int_equal(output.status, 0);
         checkMetadata(&run, words, tierName(harness.tiers[t]));
-        checkGuards(&run);
+        runCheckGuards(&run);
         outputDestroy(&output);
         free(words);
         runDestroy(&run);
@@ -367,6 +421,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(badMetadataIsNoticed),
     cmocka_unit_test(forbiddenTokensAreLeftOut),
     cmocka_unit_test(randomMetadataStaysWithinTheRanges),
+    cmocka_unit_test(randomTreesStayWithinTheRanges),
     cmocka_unit_test(statusIsOptional),
     cmocka_unit_test(badSlotsAreSkipped),
 };

@@ -108,6 +108,32 @@ static void splits_cover_the_range_and_fill_the_device(void** state) {
         }
 }
 
+// The same on a CPU's few workgroups, where a single sequence is split most at lengths of its own, with and
+// without a window, and where splits may be fewer than the maximum allows.
+static void scratch_serves_shorter_contexts(void** state) {
+    (void)state;
+    struct VkmqaChoice choice = make_choice();
+    for (uint32_t i = 0; i < choice.count; ++i)
+        choice.candidates[i].workgroups = 16;
+    for (uint32_t window = 0; window < 2; ++window) {
+        struct VkmqaShape shape = make_shape(4, 1, 0);
+        struct VkmqaProblem problem;
+        shape.windowLeft = window ? 5000 : VKMQA_UNBOUNDED;
+        for (uint32_t most = 100; most <= 200000; most = most * 3 / 2 + 1) {
+            VkmqaStepLimits limits =
+                make_limits(&shape, (VkmqaStepLimits){.batch = 1, .totalQ = 1, .maxSeqLenKv = most});
+            uint64_t bound;
+            assert_true(vkmqa_scratch_bound(&shape, &choice, &limits, &bound, &problem));
+            for (uint32_t kv = 1; kv <= most; kv += 64) {
+                struct VkmqaPlan plan;
+                limits.maxSeqLenKv = kv;
+                assert_true(vkmqa_make_plan(&caps, &shape, &choice, &limits, &plan, &problem));
+                assert_true(plan.scratchBytes <= bound);
+            }
+        }
+    }
+}
+
 // Scratch for the maxima serves every smaller call, also the ones that split more.
 static void scratch_serves_smaller_calls(void** state) {
     (void)state;
@@ -168,13 +194,13 @@ static void sizes_do_not_wrap(void** state) {
     (void)state;
     struct VkmqaShape shape = make_shape(128, 128, 0);
     struct VkmqaProblem problem;
-    uint64_t k, v;
+    struct VkmqaCacheBytes bytes;
     // 2^27 pages of 16 tokens are one more than int32 slots; 128 heads of 128 bytes pass 2^32 long before.
-    assert_false(vkmqa_cache_bytes(&shape, 1u << 27, &k, &v, &problem));
-    assert_false(vkmqa_cache_bytes(&shape, UINT32_MAX, &k, &v, &problem));
-    assert_false(vkmqa_cache_bytes(&shape, 0, &k, &v, &problem));
-    assert_true(vkmqa_cache_bytes(&shape, 1u << 20, &k, &v, &problem));
-    assert_int_equal(k, (uint64_t)128 * 128 * 16 << 20);
+    assert_false(vkmqa_cache_bytes(&shape, 1u << 27, &bytes, &problem));
+    assert_false(vkmqa_cache_bytes(&shape, UINT32_MAX, &bytes, &problem));
+    assert_false(vkmqa_cache_bytes(&shape, 0, &bytes, &problem));
+    assert_true(vkmqa_cache_bytes(&shape, 1u << 20, &bytes, &problem));
+    assert_int_equal(bytes.allK, (uint64_t)128 * 128 * 16 << 20);
     uint64_t product = 5;
     assert_false(vkmqa_multiply(1ull << 32, 1ull << 32, &product));
     assert_int_equal(product, 5);
@@ -212,6 +238,7 @@ int main(void) {
         cmocka_unit_test(few_rows_take_the_small_kernel),
         cmocka_unit_test(splits_cover_the_range_and_fill_the_device),
         cmocka_unit_test(scratch_serves_smaller_calls),
+        cmocka_unit_test(scratch_serves_shorter_contexts),
         cmocka_unit_test(a_given_split_size_is_kept),
         cmocka_unit_test(grids_beyond_the_device_are_refused),
         cmocka_unit_test(sizes_do_not_wrap),

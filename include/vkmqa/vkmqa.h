@@ -1,4 +1,4 @@
-// vkmqa: shared-KV attention (MHA, GQA, MQA) and KV-cache append for any Vulkan device.
+// vkmqa: shared-KV attention (MHA, GQA, MQA, MLA) and KV-cache append for any Vulkan device.
 // SPDX-License-Identifier: MIT
 //
 // This header is the manual of the core. The core records into command buffers that you own; it never
@@ -9,7 +9,8 @@
 //   1. vkmqaGetDeviceRequirements   which extensions and features to enable      (before vkCreateDevice)
 //   2. vkmqaCreateContext           import your VkDevice
 //   3. vkmqaCreateAttention         one object per model shape; compiles its pipelines
-//   4. vkmqaGetKvRequirements, vkmqaGetScratchRequirements, vkmqaGetStepLayout    allocate buffers
+//   4. vkmqaGetKvRequirements, vkmqaGetScratchRequirements, vkmqaGetStepLayout,
+//      vkmqaGetParametersRequirements                                             allocate buffers
 //   5. per token and layer: vkmqaCmdAppendKv, vkmqaCmdAttention
 // Apps that have no Vulkan device of their own use <vkmqa/vkmqa_runtime.h> for steps 1, 2 and 4.
 //
@@ -22,6 +23,7 @@
 //   seqLensKv               int32 [batch]: tokens in the cache, this step's included
 //   pageTable               int32 [batch, maxPages]: the pages of each sequence, in order
 //   slotMapping             int32 [newTokens]: page * pageSize + offset of each new token; -1 skips it
+//   positions               int32 [newTokens]: of each new token in its sequence, for rotary embedding
 //   lse                     natural logarithm of the sum of exp(score), one per query token and head
 //   row                     one (query token, query head) pair
 //
@@ -30,10 +32,16 @@
 // a VkmqaRecorder where VK_KHR_push_descriptor is not enabled, and ranges of at most
 // maxStorageBufferRange. "With descriptors" below means them.
 //
-// Semantics: score = scale * dot(q, k) in f32; out = softmax(score) v. Masks are aligned bottom-right:
-// query token i of a sequence sits at position i + seqLenKv - seqLenQ. A row that may attend nothing
-// gives out = 0 and lse = -inf. Cache slots past a sequence's length may hold anything, NaN included; a
-// NaN that a row does attend reaches that row's out and lse.
+// Semantics: score = scale * dot(q, k) in f32, then softcap * tanh(score / softcap), then ALiBi, then the
+// masks; out = softmax(score) v, a sink counting in the softmax's denominator only. Query token i of a
+// sequence sits at position i + seqLenKv - seqLenQ (bottom-right alignment); windows, chunks and ALiBi
+// measure from there. Every restriction that is asked for must allow a position. A row that may attend
+// nothing gives out = 0 and lse = its sink, or -inf without one. What no row may attend may hold anything,
+// NaN included: slots past a length or before every window, other pages. A NaN in K that a row does
+// attend reaches that row's out and lse; one in V reaches out, unless its weight has underflowed to 0.
+//
+// Everything below may be combined with everything else, but for two pairs of flags, MASK with TREE_MASK and
+// HADAMARD with V_PREFIX_OF_K, which are errors. V_PREFIX_OF_K has no type and no more elements for V than K.
 //
 // Conventions: info structs start with structSize = sizeof(the struct); zero means default everywhere;
 // structs grow only at their end, and a larger unknown structSize is accepted if its tail is zero.
@@ -141,7 +149,7 @@ typedef struct VkmqaContextCreateInfo {
 } VkmqaContextCreateInfo;
 
 // Errors: VK_ERROR_VALIDATION_FAILED_EXT, VK_ERROR_INCOMPATIBLE_DRIVER (Vulkan 1.0),
-// VK_ERROR_FEATURE_NOT_PRESENT (fewer than 6 storage buffers per stage and no device addresses),
+// VK_ERROR_FEATURE_NOT_PRESENT (fewer than 8 storage buffers per stage and no device addresses),
 // VK_ERROR_OUT_OF_HOST_MEMORY.
 VKMQA_API VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* info, VkmqaContext* context);
 
@@ -150,10 +158,23 @@ VKMQA_API void vkmqaDestroyContext(VkmqaContext context);
 
 // ---- 3. Attention: one object per model shape ------------------------------------------------
 
+// Every type works on every device, whatever types it has itself. Conversions round to nearest even and
+// make NaN canonical. Of values outside a type's range, f16 and bf16 make infinities; fp8 and the block
+// types saturate. In blocks a NaN counts as 0, f32 denormals too, magnitudes are bounded so that d stays a
+// finite f16, and a short last block is filled up with elements of value 0:
+//   q8_0: d = f16(amax * (1/127)), code = trunc(x * 127/amax +- 0.5),         x ~ d * code
+//   q4_0: d = m / -8, m the first value of largest magnitude,
+//         code = min(15, trunc(x/d + 8.5)),                                    x ~ f16(d) * (code - 8)
+// A code whose exact value lies within 2^-14 of a tie may be either neighbour (drivers divide differently).
 typedef enum VkmqaType {
     VKMQA_TYPE_DEFAULT = 0,
     VKMQA_TYPE_F32 = 1,
-    VKMQA_TYPE_F16 = 2, // IEEE 754 binary16; stored and read also where the device has no 16-bit types
+    VKMQA_TYPE_F16 = 2,  // IEEE 754 binary16
+    VKMQA_TYPE_BF16 = 3, // the upper half of an f32
+    // Of cached K and V only:
+    VKMQA_TYPE_FP8_E4M3 = 4, // OCP e4m3fn, saturating at 448, times a scale for each KV head
+    VKMQA_TYPE_Q8_0 = 5,     // blocks of 32 int8 with one f16 scale, numerically GGML's
+    VKMQA_TYPE_Q4_0 = 6,     // blocks of 32 4-bit integers with one f16 scale, numerically GGML's
     VKMQA_TYPE_MAX_ENUM = 0x7FFFFFFF
 } VkmqaType;
 
@@ -166,22 +187,51 @@ typedef enum VkmqaTier {
 } VkmqaTier;
 
 typedef enum VkmqaAttentionFlagBits {
-    VKMQA_ATTENTION_CAUSAL_BIT = 0x1, // a query token sees positions up to its own (bottom-right)
+    VKMQA_ATTENTION_CAUSAL_BIT = 0x1,       // a query token sees positions up to its own
+    VKMQA_ATTENTION_WINDOW_LEFT_BIT = 0x2,  // and at most windowLeft before its own
+    VKMQA_ATTENTION_WINDOW_RIGHT_BIT = 0x4, // and at most windowRight after its own
+    VKMQA_ATTENTION_ALIBI_BIT = 0x8,  // score -= slope * |query position - position|; slopes in parameters
+    VKMQA_ATTENTION_SINKS_BIT = 0x10, // one logit per query head in the denominator; in parameters
+    // VkmqaAttentionInfo::mask says which positions a query token sees: all of them, or only which of the
+    // last seqLenQ ones (a tree of drafts; it sees everything before them).
+    VKMQA_ATTENTION_MASK_BIT = 0x20,
+    VKMQA_ATTENTION_TREE_MASK_BIT = 0x40,
+    // MLA: V is the first headDimV elements of each K row. There is no V cache and no new V; vType is kType.
+    VKMQA_ATTENTION_V_PREFIX_OF_K_BIT = 0x80,
+    // Append multiplies K, and q where it is given, by a Hadamard matrix (Sylvester's order, after rotary
+    // embedding) in blocks of the largest power of two that divides headDimQk, scaled to keep lengths. Scores stay what they were, and outlier channels of K spread
+    // over the block before they are quantised (QuaRot, arXiv 2404.00456). vkmqaCmdAttention expects
+    // VkmqaAppendInfo::rotatedQ. Not with V_PREFIX_OF_K: V would come out rotated.
+    VKMQA_ATTENTION_HADAMARD_BIT = 0x100,
+    // A sequence's out and lse are the same bits alone and in any batch, whatever the recorded maxima, the
+    // neighbours and their lengths, and after a rollback, if its queries come in the same calls. Costs: one tile size for all calls, splits of fixed
+    // size, a merge wherever maxSeqLenKv exceeds a split. Without it the bits depend on the recorded maxima,
+    // and are still the same in every run.
+    VKMQA_ATTENTION_BATCH_INVARIANT_BIT = 0x200,
     VKMQA_ATTENTION_FLAG_BITS_MAX_ENUM = 0x7FFFFFFF
 } VkmqaAttentionFlagBits;
 typedef VkFlags VkmqaAttentionFlags;
+
+// Rotary position embedding (Su et al., arXiv 2104.09864), done by append: elements (a, b) of pair i turn by
+// position * frequency[i].
+typedef enum VkmqaRopeStyle {
+    VKMQA_ROPE_NONE = 0,
+    VKMQA_ROPE_NEOX = 1,        // pair i is elements i and i + ropeDim / 2
+    VKMQA_ROPE_INTERLEAVED = 2, // pair i is elements 2 i and 2 i + 1
+    VKMQA_ROPE_STYLE_MAX_ENUM = 0x7FFFFFFF
+} VkmqaRopeStyle;
 
 typedef struct VkmqaAttentionCreateInfo {
     uint32_t structSize;
     VkmqaAttentionFlags flags;
     uint32_t numHeadsQ;  // a multiple of numHeadsKv, at most 128 times as many
     uint32_t numHeadsKv; // at least 1
-    uint32_t headDimQk;  // a multiple of 8 from 8 to 256
+    uint32_t headDimQk;  // a multiple of 8 from 8 to 576
     uint32_t headDimV;   // likewise; default headDimQk
-    VkmqaType ioType;    // q and out; default f16
-    VkmqaType newType;   // new K and V rows given to vkmqaCmdAppendKv; default ioType
-    VkmqaType kType;     // stored K; default f16
-    VkmqaType vType;     // stored V; default kType
+    VkmqaType ioType;    // q and out: f32, f16 or bf16; default f16
+    VkmqaType newType;   // rows given to vkmqaCmdAppendKv: f32, f16 or bf16; default ioType
+    VkmqaType kType;     // stored K: any; default f16
+    VkmqaType vType;     // stored V: any; default kType
     // Tokens per page, a power of two from 1 to 256; 0 = contiguous: sequence b of a step owns
     // page b, which holds maxSeqLenKv tokens, and no page table is read.
     uint32_t pageSize;
@@ -194,6 +244,15 @@ typedef struct VkmqaAttentionCreateInfo {
     // Bit k: never use kernel k (see VkmqaKernelInfo::kernel). The numbers hold for one version of the
     // library; keep names (vkmqaGetKernelName) if you keep them at all.
     uint64_t avoidKernels;
+    // Distances that count only with their flags; 0 is a window of the own position alone.
+    uint32_t windowLeft, windowRight;
+    // Chunked-local attention: a query token sees only positions p with p / chunkSize (floored) that of its
+    // own; 0 = off.
+    uint32_t chunkSize;
+    float softcap; // 0 = off
+    VkmqaRopeStyle ropeStyle;
+    uint32_t ropeDim;    // elements that turn, an even number; default headDimQk - ropeOffset
+    uint32_t ropeOffset; // the first of them, an even number (MLA: 512); both are errors without a style
 } VkmqaAttentionCreateInfo;
 
 // Selects kernels and compiles all their pipelines in one batch; this is the slow call (milliseconds to
@@ -212,16 +271,23 @@ typedef struct VkmqaBufferRequirements {
     VkBufferUsageFlags usage; // includes VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT where kernels need it
 } VkmqaBufferRequirements;
 
-// The cache of one layer. K is [numPages, numHeadsKv, pageSize, row] and V likewise, a row being
-// headDim elements padded to 16 bytes; the contents need no initialisation.
+// The cache of one layer. K is [numPages, numHeadsKv, pageSize, row] and V likewise, a row being headDim
+// elements (codes, in blocks of 32) padded to 16 bytes. Block types have a second plane behind it, in the
+// same range: [numPages, numHeadsKv, pageSize, scales], a row's f16 scales padded to 4 bytes. In a q4_0
+// block byte j holds element j in its low and element j + 16 in its high half. The contents need no
+// initialisation. v.size is 0 with V_PREFIX_OF_K.
 typedef struct VkmqaKvRequirements {
     uint32_t structSize;
     uint32_t pageTokens; // tokens per page: pageSize, or maxSeqLenKv when contiguous
     VkmqaBufferRequirements k;
     VkmqaBufferRequirements v;
-    VkDeviceSize bytesPerToken; // K and V of one token over all KV heads
+    VkDeviceSize bytesPerToken; // K and V of one token over all KV heads, scales included
     uint32_t rowBytesK;         // bytes from one token's K row to the next in a page
     uint32_t rowBytesV;
+    VkDeviceSize scalesOffsetK; // of the plane of scales in k; 0: the type has none
+    VkDeviceSize scalesOffsetV;
+    uint32_t scaleBytesK; // bytes from one token's scales to the next
+    uint32_t scaleBytesV;
 } VkmqaKvRequirements;
 
 // numPages: pages of the layer's cache (sequences, when contiguous). Errors: an overflow of 64 bits, or
@@ -256,8 +322,13 @@ typedef struct VkmqaStepLayout {
     uint32_t pageTable;   // [batch, maxPages]; VKMQA_NONE when contiguous
     uint32_t maxPages;    // row length of pageTable, in entries; 0 when contiguous
     uint32_t slotMapping; // [newTokens]
-    uint32_t positions;   // reserved for rotary embedding, not read by this version; VKMQA_NONE
-    uint32_t status;      // one word, or VKMQA_NONE. Kernels OR VkmqaStatusFlagBits into it
+    uint32_t positions;      // [newTokens], with a ropeStyle; else VKMQA_NONE
+    uint32_t queryPositions; // [totalQ], of the q given to vkmqaCmdAppendKv; like positions
+    // For vkmqaCmdCompactKv: which of its query tokens each sequence keeps, ascending, as indices from 0 in
+    // the sequence's own; those of sequence b are accepted[cuAccepted[b]] .. [cuAccepted[b + 1] - 1].
+    uint32_t cuAccepted; // [batch + 1], with TREE_MASK; else VKMQA_NONE
+    uint32_t accepted;   // [totalQ]
+    uint32_t status;     // one word, or VKMQA_NONE. Kernels OR VkmqaStatusFlagBits into it
 } VkmqaStepLayout;
 
 // The packed layout for these limits: fills layout and the requirements of the metadata buffer. Other
@@ -265,6 +336,28 @@ typedef struct VkmqaStepLayout {
 VKMQA_API VkResult vkmqaGetStepLayout(VkmqaAttention attention, const VkmqaStepLimits* limits,
                                       VkmqaStepLayout* layout,
                                       VkmqaBufferRequirements* requirements);
+
+// Per-layer constants of the model: one small buffer, filled once, read by append, attention and merge.
+// Values must be finite. What the object does not need is ignored.
+typedef struct VkmqaParametersInfo {
+    uint32_t structSize;
+    float ropeMagnitude;       // factor of what rotary embedding turns (YaRN's attention factor); default 1
+    const float* sinks;        // [numHeadsQ], with SINKS
+    const float* alibiSlopes;  // [numHeadsQ], with ALIBI
+    const float* kScales;      // [numHeadsKv], 2^-126 to 2^126, for fp8: K = scale * stored; default all 1
+    const float* vScales;      // likewise
+    double ropeTheta;          // default 10000
+    const double* ropeFrequencies; // [ropeDim / 2], radians per position; default theta^(-2 i / ropeDim)
+} VkmqaParametersInfo;
+
+// Size 0: this object needs none, and VkmqaBuffer parameters may stay all zero.
+VKMQA_API VkResult vkmqaGetParametersRequirements(VkmqaAttention attention,
+                                                  VkmqaBufferRequirements* requirements);
+
+// Writes the buffer's contents to host memory of requirements.size bytes, for you to upload. Pure
+// arithmetic: no Vulkan call. Positions up to +-2^31 turn to within 1e-6 rad of the given frequencies.
+VKMQA_API VkResult vkmqaWriteParameters(VkmqaAttention attention, const VkmqaParametersInfo* info,
+                                        size_t size, void* data);
 
 // ---- 5. Recording ----------------------------------------------------------------------------
 
@@ -290,8 +383,11 @@ typedef struct VkmqaStep {
 typedef enum VkmqaStatusFlagBits {
     VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT = 0x1,   // a page table entry outside [0, numPages)
     VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT = 0x2, // seqLensKv negative, or beyond maxSeqLenKv or the pages
-    VKMQA_STATUS_QUERY_RANGE_BIT = 0x4,         // cuSeqlensQ goes backwards or leaves [0, totalQ]
+    // cuSeqlensQ goes backwards or leaves [0, totalQ], or a sequence has more query tokens than maxSeqLenQ
+    // where that cuts off what it may see (windows, chunks, tree masks)
+    VKMQA_STATUS_QUERY_RANGE_BIT = 0x4,
     VKMQA_STATUS_SLOT_OUT_OF_RANGE_BIT = 0x8,   // a slot outside [-1, numPages * pageTokens)
+    VKMQA_STATUS_ACCEPTED_BIT = 0x10,           // cuAccepted or accepted: out of range or not ascending
     VKMQA_STATUS_FLAG_BITS_MAX_ENUM = 0x7FFFFFFF
 } VkmqaStatusFlagBits;
 
@@ -304,7 +400,7 @@ typedef struct VkmqaKv {
 
 // Where rows stand in a tensor [tokens, heads, headDim]: element (t, h, d) is at t * token + h * head + d.
 // Strides are in elements; zero means packed; a slice of a fused QKV projection needs no copy. Multiples
-// of 4 elements (f32) or 8 elements (f16).
+// of 4 elements (f32) or 8 elements (f16, bf16).
 typedef struct VkmqaStrides {
     uint32_t token;
     uint32_t head;
@@ -316,13 +412,20 @@ typedef struct VkmqaAppendInfo {
     const VkmqaStep* step;
     const VkmqaKv* kv;
     VkmqaBuffer newK; // [newTokens, numHeadsKv, headDimQk] of newType
-    VkmqaBuffer newV; // [newTokens, numHeadsKv, headDimV] of newType
+    VkmqaBuffer newV; // [newTokens, numHeadsKv, headDimV] of newType; ignored with V_PREFIX_OF_K
     VkmqaStrides strideK;
     VkmqaStrides strideV;
+    VkmqaBuffer parameters; // with a ropeStyle or an fp8 cache
+    // Optional, with a ropeStyle or HADAMARD: queries to be rotated as K is, for vkmqaCmdAttention.
+    VkmqaBuffer q;        // [totalQ, numHeadsQ, headDimQk] of newType
+    VkmqaBuffer rotatedQ; // likewise, of ioType; may be q itself if ioType is newType and strides are equal
+    VkmqaStrides strideQ;
+    VkmqaStrides strideRotatedQ;
 } VkmqaAppendInfo;
 
-// Records the conversion and scatter of new K and V rows into the cache, one dispatch for all
-// sequences. Reads step.slotMapping, newK, newV; writes the slots' rows and nothing else. A slot given
+// Records rotary embedding, Hadamard rotation, conversion and scatter of new K and V rows into the cache,
+// one dispatch for all sequences. Reads slotMapping (and positions, queryPositions) of the step; writes the
+// slots' rows, rotatedQ and nothing else. A slot given
 // twice in one step holds an unspecified mix of both rows. Sync scope: reads and writes in
 // VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT; make the inputs visible to it before. A following
 // vkmqaCmdAttention or vkmqaCmdAppendKv in the same command buffer is ordered by the library; every
@@ -337,11 +440,17 @@ typedef struct VkmqaAttentionInfo {
     const VkmqaStep* step;
     const VkmqaKv* kv;
     VkmqaBuffer q;       // [totalQ, numHeadsQ, headDimQk] of ioType
-    VkmqaBuffer out;     // [totalQ, numHeadsQ, headDimV] of ioType
+    VkmqaBuffer out;     // [totalQ, numHeadsQ, headDimV] of ioType; overlaps nothing else of the call
     VkmqaBuffer lse;     // f32 [totalQ, numHeadsQ]; all zero: not written
     VkmqaBuffer scratch; // vkmqaGetScratchRequirements(step.limits)
     VkmqaStrides strideQ;
     VkmqaStrides strideOut;
+    VkmqaBuffer parameters; // with SINKS, ALIBI or an fp8 cache
+    // With MASK or TREE_MASK: u32 [totalQ, maskStride]; bit j % 32 of word j / 32 of a query token's row allows
+    // it position j, or with TREE_MASK position seqLenKv - seqLenQ + j.
+    VkmqaBuffer mask;
+    uint32_t maskStride; // words; default those of the step's maxSeqLenKv bits, with TREE_MASK maxSeqLenQ's
+    VkBool32 omitSinks;  // the result is a partial one, to be merged by vkmqaCmdMergeStates
 } VkmqaAttentionInfo;
 
 // Records attention of the step's query tokens over the cache. Writes out (and lse) for every token of
@@ -351,6 +460,43 @@ typedef struct VkmqaAttentionInfo {
 // 2307.08691); split-KV (Flash-Decoding, Dao et al. 2023).
 VKMQA_API VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                                      const VkmqaAttentionInfo* info);
+
+typedef struct VkmqaMergeInfo {
+    uint32_t structSize;
+    VkmqaRecorder recorder; // with descriptors, where none can be pushed
+    uint32_t parts;         // 1 to 1024
+    uint32_t totalQ;        // query tokens
+    VkmqaBuffer partOut;    // [parts, totalQ, numHeadsQ, headDimV] of ioType, packed
+    VkmqaBuffer partLse;    // f32 [parts, totalQ, numHeadsQ]
+    VkmqaBuffer out;        // [totalQ, numHeadsQ, headDimV] of ioType; overlaps no part
+    VkmqaBuffer lse;        // f32 [totalQ, numHeadsQ]; all zero: not written
+    VkmqaStrides strideOut;
+    VkmqaBuffer parameters; // with SINKS
+} VkmqaMergeInfo;
+
+// Records the merge of attention over disjoint sets of positions into attention over all of them: a prefix
+// that many sequences share attended once (cascade), several GPUs, several hosts. A part whose lse is -inf
+// counts nothing, whatever its out. With SINKS the sink is added here, once: record the parts with omitSinks.
+// The order of the parts is the order of the sums. Sync scope as for vkmqaCmdAttention.
+// Source: section 2.2 of FlashInfer (Ye et al., arXiv 2501.01005).
+VKMQA_API VkResult vkmqaCmdMergeStates(VkmqaAttention attention, VkCommandBuffer commandBuffer,
+                                       const VkmqaMergeInfo* info);
+
+typedef struct VkmqaCompactInfo {
+    uint32_t structSize;
+    VkmqaRecorder recorder; // with descriptors, where none can be pushed
+    const VkmqaStep* step;  // of the drafts: cuSeqlensQ, seqLensKv, pageTable, cuAccepted, accepted
+    const VkmqaKv* kv;
+} VkmqaCompactInfo;
+
+// After speculative decoding: moves the accepted drafts of every sequence to the front of its last seqLenQ
+// positions, in the cache, for an object with TREE_MASK. The k-th accepted one goes to position seqLenKv -
+// seqLenQ + k; set seqLensKv to seqLenKv - seqLenQ + their number for the next step. Rows are copied as
+// they are: drafts that rotary embedding has put at the position of their depth are right where they land.
+// A sequence with anything wrong in its metadata is left as it is, and a status bit says what.
+// Reads and writes the cache; sync scope as for vkmqaCmdAppendKv.
+VKMQA_API VkResult vkmqaCmdCompactKv(VkmqaAttention attention, VkCommandBuffer commandBuffer,
+                                     const VkmqaCompactInfo* info);
 
 // Descriptor sets for kernels with descriptors where VK_KHR_push_descriptor is not enabled: like a
 // VkCommandPool, one per recording thread, reset by you when its command buffers have finished. Other
@@ -380,10 +526,11 @@ typedef struct VkmqaKernelInfo {
     uint32_t subgroupSize;  // 0 where the kernel uses none
     VkDeviceSize sharedMemory;
     VkDeviceSize cacheBytesRead; // at these limits, all tiles' reads counted
-    double flops;                // 2 * rows * tokens * (headDimQk + headDimV)
+    const char* appendName;      // the kernel of vkmqaCmdAppendKv
+    double flops;                // 2 * rows * tokens seen at most * (headDimQk + headDimV)
 } VkmqaKernelInfo;
 
-// What vkmqaCmdAttention will dispatch within these limits.
+// What vkmqaCmdAttention will dispatch within these limits, and a page table that holds them.
 VKMQA_API VkResult vkmqaGetKernelInfo(VkmqaAttention attention, const VkmqaStepLimits* limits,
                                       VkmqaKernelInfo* kernelInfo);
 
@@ -404,7 +551,8 @@ typedef struct VkmqaVerifyInfo {
     uint64_t timeoutNs; // default 10 s
 } VkmqaVerifyInfo;
 
-// Runs append and attention with every pipeline of the object on small known inputs and compares with
+// Runs every append and attention pipeline of the object, with and without a merge, on small known inputs and
+// compares with
 // arithmetic on the host. failedKernels: bit k set, kernel k answered wrongly: create the object anew
 // with avoidKernels |= failedKernels. VK_SUCCESS means the test ran, VK_TIMEOUT that it did not finish
 // (the queue may still be at it, so its command buffer and fence are left behind). This call submits to

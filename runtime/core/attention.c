@@ -60,6 +60,15 @@ static VkBufferUsageFlags storage_usage(VkmqaAttention attention) {
            (attention->choice.bind ? 0 : VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT);
 }
 
+// Bytes of K and V of one token over all KV heads.
+static uint64_t token_bytes(const struct VkmqaShape* shape) {
+    uint64_t k = vkmqa_row_bytes(shape->headDimQk, shape->kType) +
+                 vkmqa_scale_bytes(shape->headDimQk, shape->kType);
+    uint64_t v = vkmqa_row_bytes(shape->headDimV, shape->vType) +
+                 vkmqa_scale_bytes(shape->headDimV, shape->vType);
+    return (k + (shape->vPrefix ? 0 : v)) * shape->numHeadsKv;
+}
+
 VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t numPages,
                                 VkmqaKvRequirements* requirements) {
     if (!vkmqa_is_attention(attention))
@@ -67,11 +76,12 @@ VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t numPages,
     const struct VkmqaShape* shape = &attention->shape;
     const struct VkmqaCaps* caps = &attention->context->caps;
     struct VkmqaProblem problem;
-    uint64_t k, v;
+    struct VkmqaCacheBytes bytes;
     if (!vkmqa_open_output(requirements, sizeof *requirements, sizeof *requirements, "requirements",
                            &problem) ||
-        !vkmqa_cache_bytes(shape, numPages, &k, &v, &problem))
+        !vkmqa_cache_bytes(shape, numPages, &bytes, &problem))
         return wrong(attention, "vkmqaGetKvRequirements", &problem);
+    uint64_t k = bytes.allK, v = bytes.allV;
     if (attention->choice.bind && (k > caps->maxStorageRange || v > caps->maxStorageRange)) {
         vkmqa_problem(&problem, "numPages is %u: one layer's %s takes %llu bytes, and kernels "
                                 "with descriptors reach %llu (maxStorageBufferRange)", numPages,
@@ -81,9 +91,14 @@ VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t numPages,
     }
     requirements->pageTokens = shape->pageTokens;
     requirements->rowBytesK = vkmqa_row_bytes(shape->headDimQk, shape->kType);
-    requirements->rowBytesV = vkmqa_row_bytes(shape->headDimV, shape->vType);
-    requirements->bytesPerToken =
-        ((uint64_t)requirements->rowBytesK + requirements->rowBytesV) * shape->numHeadsKv;
+    requirements->scaleBytesK = vkmqa_scale_bytes(shape->headDimQk, shape->kType);
+    requirements->scalesOffsetK = requirements->scaleBytesK ? bytes.rowsK : 0;
+    if (!shape->vPrefix) {
+        requirements->rowBytesV = vkmqa_row_bytes(shape->headDimV, shape->vType);
+        requirements->scaleBytesV = vkmqa_scale_bytes(shape->headDimV, shape->vType);
+        requirements->scalesOffsetV = requirements->scaleBytesV ? bytes.rowsV : 0;
+    }
+    requirements->bytesPerToken = token_bytes(shape);
     requirements->k = (VkmqaBufferRequirements){k, 16, storage_usage(attention)};
     requirements->v = (VkmqaBufferRequirements){v, 16, storage_usage(attention)};
     return VK_SUCCESS;
@@ -122,6 +137,15 @@ VkResult vkmqaGetScratchRequirements(VkmqaAttention attention, const VkmqaStepLi
     return VK_SUCCESS;
 }
 
+// The byte offset of `count` words more, or VKMQA_NONE.
+static uint32_t place(uint64_t* words, uint64_t count, bool wanted) {
+    uint64_t offset = *words * 4;
+    if (!wanted)
+        return VKMQA_NONE;
+    *words += count;
+    return (uint32_t)offset;
+}
+
 VkResult vkmqaGetStepLayout(VkmqaAttention attention, const VkmqaStepLimits* given,
                             VkmqaStepLayout* layout, VkmqaBufferRequirements* requirements) {
     VkmqaStepLimits limits;
@@ -133,16 +157,18 @@ VkResult vkmqaGetStepLayout(VkmqaAttention attention, const VkmqaStepLimits* giv
     bool paged = shape->pageShift != VKMQA_CONTIGUOUS;
     uint64_t maxPages =
         paged ? ((uint64_t)limits.maxSeqLenKv + shape->pageTokens - 1) / shape->pageTokens : 0;
+    bool rope = shape->ropeStyle != VKMQA_ROPE_NONE, tree = shape->maskKind == VKMQA_MASK_TREE;
     uint64_t words = 0;
-    uint64_t cuSeqlensQ = words;
-    words += (uint64_t)limits.batch + 1;
-    uint64_t seqLensKv = words;
-    words += limits.batch;
-    uint64_t slotMapping = words;
-    words += limits.newTokens;
-    uint64_t status = words++;
-    uint64_t pageTable = words;
-    words += maxPages * limits.batch;
+    VkmqaStepLayout packed = {.maxPages = (uint32_t)maxPages};
+    packed.cuSeqlensQ = place(&words, (uint64_t)limits.batch + 1, true);
+    packed.seqLensKv = place(&words, limits.batch, true);
+    packed.slotMapping = place(&words, limits.newTokens, true);
+    packed.positions = place(&words, limits.newTokens, rope);
+    packed.queryPositions = place(&words, limits.totalQ, rope);
+    packed.cuAccepted = place(&words, (uint64_t)limits.batch + 1, tree);
+    packed.accepted = place(&words, limits.totalQ, tree);
+    packed.status = place(&words, 1, true);
+    packed.pageTable = place(&words, maxPages * limits.batch, paged);
     if (words * 4 >= VKMQA_NONE) {
         struct VkmqaProblem problem;
         vkmqa_problem(&problem, "limits.batch is %u: a page table of %llu entries each does not fit "
@@ -150,15 +176,7 @@ VkResult vkmqaGetStepLayout(VkmqaAttention attention, const VkmqaStepLimits* giv
                       limits.batch, (unsigned long long)maxPages);
         return wrong(attention, "vkmqaGetStepLayout", &problem);
     }
-    *layout = (VkmqaStepLayout){
-        .cuSeqlensQ = (uint32_t)cuSeqlensQ * 4,
-        .seqLensKv = (uint32_t)seqLensKv * 4,
-        .pageTable = paged ? (uint32_t)pageTable * 4 : VKMQA_NONE,
-        .maxPages = (uint32_t)maxPages,
-        .slotMapping = (uint32_t)slotMapping * 4,
-        .positions = VKMQA_NONE,
-        .status = (uint32_t)status * 4,
-    };
+    *layout = packed;
     *requirements = (VkmqaBufferRequirements){(words * 4 + 15) & ~(uint64_t)15, 16,
                                               storage_usage(attention)};
     return VK_SUCCESS;
@@ -189,14 +207,13 @@ VkResult vkmqaGetKernelInfo(VkmqaAttention attention, const VkmqaStepLimits* giv
     kernelInfo->rowsPerTile = candidate->rows;
     kernelInfo->subgroupSize = candidate->subgroupSize;
     kernelInfo->sharedMemory = candidate->sharedMemory;
-    uint64_t rowBytes = vkmqa_row_bytes(shape->headDimQk, shape->kType) +
-                        vkmqa_row_bytes(shape->headDimV, shape->vType);
     uint64_t tilesPerSequence =
         ((uint64_t)limits.maxSeqLenQ * shape->ratio + candidate->rows - 1) / candidate->rows;
     uint64_t tiles = plan.tiles < tilesPerSequence * limits.batch ? plan.tiles
                                                                   : tilesPerSequence * limits.batch;
-    kernelInfo->cacheBytesRead = tiles * shape->numHeadsKv * limits.maxSeqLenKv * rowBytes;
-    kernelInfo->flops = 2.0 * limits.totalQ * shape->numHeadsQ * limits.maxSeqLenKv *
+    kernelInfo->appendName = vkmqaGetKernelName(attention->choice.appendKernel);
+    kernelInfo->cacheBytesRead = tiles * vkmqa_span_tokens(shape, &limits) * token_bytes(shape);
+    kernelInfo->flops = 2.0 * limits.totalQ * shape->numHeadsQ * vkmqa_row_tokens(shape, &limits) *
                         ((double)shape->headDimQk + shape->headDimV);
     return VK_SUCCESS;
 }

@@ -8,7 +8,12 @@ _Static_assert(VKMQA_BAD_PAGE == VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT &&
                    VKMQA_BAD_LENGTH == VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT &&
                    VKMQA_BAD_QUERY_RANGE == VKMQA_STATUS_QUERY_RANGE_BIT &&
                    VKMQA_BAD_SLOT == VKMQA_STATUS_SLOT_OUT_OF_RANGE_BIT &&
-                   VKMQA_F32 == VKMQA_TYPE_F32 && VKMQA_F16 == VKMQA_TYPE_F16,
+                   VKMQA_BAD_ACCEPTED == VKMQA_STATUS_ACCEPTED_BIT &&
+                   VKMQA_F32 == VKMQA_TYPE_F32 && VKMQA_F16 == VKMQA_TYPE_F16 &&
+                   VKMQA_BF16 == VKMQA_TYPE_BF16 && VKMQA_FP8 == VKMQA_TYPE_FP8_E4M3 &&
+                   VKMQA_Q8 == VKMQA_TYPE_Q8_0 && VKMQA_Q4 == VKMQA_TYPE_Q4_0 &&
+                   VKMQA_ROPE_PAIRS_NEOX == VKMQA_ROPE_NEOX &&
+                   VKMQA_ROPE_PAIRS_INTERLEAVED == VKMQA_ROPE_INTERLEAVED,
                "shaders/shared.h speaks the public header's numbers");
 
 uint32_t vkmqaGetVersion(void) { return VKMQA_VERSION; }
@@ -106,6 +111,7 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
         .pushDescriptor = enabled->pushDescriptor && context->vk.CmdPushDescriptorSetKHR,
         .storage16 = enabled->storage16,
         .float16 = enabled->float16,
+        .narrowIntegers = enabled->narrowIntegers,
         .subgroupShuffle = (subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
                            (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_SHUFFLE_BIT),
         .subgroupSizeControl = enabled->subgroupSizeControl &&

@@ -33,7 +33,8 @@ struct VkmqaAttention_T {
     struct VkmqaShape shape;
     struct VkmqaChoice choice;
     VkPipeline attention[VKMQA_MAX_CANDIDATES];
-    VkPipeline append, merge;
+    VkPipeline append, merge, mergeStates;
+    VkPipeline compact; // null without TREE_MASK
 };
 
 struct VkmqaRecorder_T {
@@ -82,7 +83,7 @@ bool vkmqa_open_output(void* output, uint32_t knownSize, uint32_t minSize, const
 struct VkmqaEnabled {
     bool deviceAddress;
     bool pushDescriptor;
-    bool storage16, float16;
+    bool storage16, float16, narrowIntegers;
     bool subgroupSizeControl, computeFullSubgroups;
 };
 void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,
@@ -94,7 +95,7 @@ void vkmqa_destroy_layouts(struct VkmqaContext_T* context);
 VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention);
 void vkmqa_destroy_pipelines(struct VkmqaAttention_T* attention);
 
-// record.c: vkmqaCmdAttention with a plan of the caller's making.
+// record_attention.c: vkmqaCmdAttention with a plan of the caller's making.
 VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
                                 VkCommandBuffer commandBuffer, const VkmqaAttentionInfo* info,
                                 const VkmqaStep* step, const VkmqaStepLimits* limits, const struct VkmqaPlan* plan);

@@ -19,7 +19,7 @@
 
 enum {
     VKMQA_MAX_RATIO = 128,
-    VKMQA_MAX_HEAD_DIM = 256,
+    VKMQA_MAX_HEAD_DIM = 576,
     VKMQA_MAX_PAGE_SIZE = 256,
     VKMQA_MAX_CANDIDATES = 4, // attention kernels one object may hold, by rows of a tile
 };
@@ -34,6 +34,7 @@ struct VkmqaCaps {
     bool deviceAddress;
     bool pushDescriptor;
     bool storage16, float16; // 16-bit storage buffers, f16 arithmetic
+    bool narrowIntegers;     // 8-bit storage buffers, 8-bit and 16-bit integers
     bool subgroupShuffle, subgroupBallot; // in compute shaders
     bool subgroupSizeControl, computeFullSubgroups;
     uint32_t subgroupSize, minSubgroupSize, maxSubgroupSize;
@@ -48,7 +49,14 @@ struct VkmqaCaps {
 // ---- shape -----------------------------------------------------------------------------------
 
 struct VkmqaShape {
-    bool causal;
+    uint32_t windowLeft, windowRight; // VKMQA_UNBOUNDED = none; causal is windowRight 0
+    uint32_t chunk;                   // 0 = off
+    float softcap;                    // 0 = off
+    uint32_t maskKind;                // VKMQA_MASK_*
+    bool alibi, sinks, vPrefix, invariant;
+    uint32_t hadamard; // elements that append mixes; 1 = off
+    VkmqaRopeStyle ropeStyle;
+    uint32_t ropeDim, ropeOffset;
     uint32_t numHeadsQ, numHeadsKv, ratio;
     uint32_t headDimQk, headDimV;
     VkmqaType ioType, newType, kType, vType;
@@ -73,20 +81,37 @@ void vkmqa_problem(struct VkmqaProblem* problem, const char* format, ...)
 
 void vkmqa_problem_list(struct VkmqaProblem* problem, const char* format, va_list arguments);
 
-uint32_t vkmqa_type_size(VkmqaType type);
+// types.c
+bool vkmqa_is_type(VkmqaType type, bool io); // io: one that q, out and new rows may have
+uint32_t vkmqa_type_size(VkmqaType type);    // bytes of an element of q, out or new rows
 const char* vkmqa_type_name(VkmqaType type);
-// Bytes from one cache row to the next.
+// Bytes from one cache row to the next, and from one row's block scales (0: none) to the next.
 uint32_t vkmqa_row_bytes(uint32_t headDim, VkmqaType type);
+uint32_t vkmqa_scale_bytes(uint32_t headDim, VkmqaType type);
+
+bool vkmqa_has_fp8(const struct VkmqaShape* shape);
 bool vkmqa_make_shape(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* shape,
                       struct VkmqaProblem* problem);
 // Fills the defaults of limits and checks them against the shape.
 bool vkmqa_make_limits(const struct VkmqaShape* shape, const VkmqaStepLimits* given,
                        VkmqaStepLimits* limits, struct VkmqaProblem* problem);
+// No sequence is longer than its row of the page table.
+void vkmqa_bound_by_pages(const struct VkmqaShape* shape, const VkmqaStepLayout* layout,
+                          VkmqaStepLimits* limits);
+// The most tokens that one query row, or all queries of a sequence together, may see.
+uint32_t vkmqa_row_tokens(const struct VkmqaShape* shape, const VkmqaStepLimits* limits);
+uint32_t vkmqa_span_tokens(const struct VkmqaShape* shape, const VkmqaStepLimits* limits);
 // Products that tell of an overflow: false, and *result untouched.
 bool vkmqa_multiply(uint64_t a, uint64_t b, uint64_t* result);
-// Bytes of K and of V of a layer's cache.
-bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, uint64_t* k, uint64_t* v,
+// Bytes of K and of V of a layer's cache: the plane of rows, and with the plane of scales behind it. V has
+// none where it is a prefix of K.
+struct VkmqaCacheBytes {
+    uint64_t rowsK, allK, rowsV, allV;
+};
+bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, struct VkmqaCacheBytes* bytes,
                        struct VkmqaProblem* problem);
+// parameters.c: of the parameters buffer; 0: the shape needs none.
+uint64_t vkmqa_parameter_bytes(const struct VkmqaShape* shape);
 
 // ---- select ----------------------------------------------------------------------------------
 
@@ -108,13 +133,21 @@ struct VkmqaCandidate {
     uint32_t workgroups; // in flight for a full device: fewer, and the KV range is split
 };
 
+// What a workgroup of append takes.
+typedef enum VkmqaAppendUnit {
+    VKMQA_APPEND_EIGHTS, // eight elements of K or V for each invocation
+    VKMQA_APPEND_TOKEN,  // all K and V rows of one token
+    VKMQA_APPEND_ROW,    // one row of K, V or q
+} VkmqaAppendUnit;
+
 struct VkmqaChoice {
     uint32_t count;
     struct VkmqaCandidate candidates[VKMQA_MAX_CANDIDATES]; // ascending rows
     bool bind;
-    uint32_t appendShader, mergeShader;
-    uint32_t appendWorkgroupSize, mergeWorkgroupSize;
-    uint32_t appendTokens; // that one workgroup serves; 0 = eight elements per invocation
+    uint32_t appendKernel; // bit of avoidKernels
+    uint32_t appendShader, mergeShader, mergeStatesShader, compactShader;
+    uint32_t appendWorkgroupSize, mergeWorkgroupSize, compactWorkgroupSize;
+    VkmqaAppendUnit appendUnit;
 };
 
 VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
@@ -127,7 +160,7 @@ struct VkmqaPlan {
     uint32_t tiles;
     uint32_t groups[3];
     uint32_t splits, splitTokens;
-    uint32_t mergeGroups[2];
+    uint32_t mergeGroups[3];
     uint64_t statsOffset;  // in scratch, after the partial outputs
     uint64_t scratchBytes; // 0 when splits == 1
 };

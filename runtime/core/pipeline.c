@@ -78,6 +78,12 @@ void vkmqa_destroy_layouts(struct VkmqaContext_T* context) {
     context->vk.DestroyDescriptorSetLayout(context->device, context->setLayout, allocator);
 }
 
+static uint32_t float_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 static struct SpecData make_spec(const struct VkmqaAttention_T* attention) {
     const struct VkmqaShape* shape = &attention->shape;
     return (struct SpecData){
@@ -91,14 +97,26 @@ static struct SpecData make_spec(const struct VkmqaAttention_T* attention) {
         .V_TYPE = shape->vType,
         .NEW_TYPE = shape->newType,
         .PAGE_SHIFT = shape->pageShift,
-        .CAUSAL = shape->causal,
         .ROWS = 1,
         .CLUSTER = 1,
         .BLOCK = 1,
+        .SCALE = float_bits(shape->scale),
+        .SOFTCAP = float_bits(shape->softcap),
+        .WINDOW_LEFT = shape->windowLeft,
+        .WINDOW_RIGHT = shape->windowRight,
+        .CHUNK = shape->chunk,
+        .MASK_KIND = shape->maskKind,
+        .ALIBI = shape->alibi,
+        .SINKS = shape->sinks,
+        .V_PREFIX = shape->vPrefix,
+        .ROPE_STYLE = shape->ropeStyle,
+        .ROPE_DIM = shape->ropeDim,
+        .ROPE_OFFSET = shape->ropeOffset,
+        .HADAMARD = shape->hadamard,
     };
 }
 
-enum { MAX_PIPELINES = VKMQA_MAX_CANDIDATES + 2 };
+enum { MAX_PIPELINES = VKMQA_MAX_CANDIDATES + 4 };
 
 // What one vkCreateComputePipelines call takes, and what its entries point to.
 struct Batch {
@@ -171,15 +189,20 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
         spec.BLOCK = candidate->block;
         result = add_pipeline(attention, &batch, candidate->shader, candidate->subgroupSize, spec);
     }
-    if (result == VK_SUCCESS) {
+    const struct {
+        uint32_t shader, workgroupSize;
+        VkPipeline* pipeline;
+    } others[] = {
+        {choice->appendShader, choice->appendWorkgroupSize, &attention->append},
+        {choice->mergeShader, choice->mergeWorkgroupSize, &attention->merge},
+        {choice->mergeStatesShader, choice->mergeWorkgroupSize, &attention->mergeStates},
+        {choice->compactShader, choice->compactWorkgroupSize, &attention->compact}, // the last one
+    };
+    uint32_t otherCount = attention->shape.maskKind == VKMQA_MASK_TREE ? 4 : 3;
+    for (uint32_t i = 0; i < otherCount && result == VK_SUCCESS; ++i) {
         struct SpecData spec = make_spec(attention);
-        spec.WG_SIZE = choice->appendWorkgroupSize;
-        result = add_pipeline(attention, &batch, choice->appendShader, 0, spec);
-    }
-    if (result == VK_SUCCESS) {
-        struct SpecData spec = make_spec(attention);
-        spec.WG_SIZE = choice->mergeWorkgroupSize;
-        result = add_pipeline(attention, &batch, choice->mergeShader, 0, spec);
+        spec.WG_SIZE = others[i].workgroupSize;
+        result = add_pipeline(attention, &batch, others[i].shader, 0, spec);
     }
     // One call, so that the driver may compile them side by side.
     if (result == VK_SUCCESS) {
@@ -199,8 +222,8 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
     if (result != VK_SUCCESS)
         return result;
     memcpy(attention->attention, batch.pipelines, choice->count * sizeof(VkPipeline));
-    attention->append = batch.pipelines[choice->count];
-    attention->merge = batch.pipelines[choice->count + 1];
+    for (uint32_t i = 0; i < otherCount; ++i)
+        *others[i].pipeline = batch.pipelines[choice->count + i];
     return VK_SUCCESS;
 }
 
@@ -209,6 +232,8 @@ void vkmqa_destroy_pipelines(struct VkmqaAttention_T* attention) {
     for (uint32_t i = 0; i < attention->choice.count; ++i)
         context->vk.DestroyPipeline(context->device, attention->attention[i],
                                     vkmqa_allocator(context));
-    context->vk.DestroyPipeline(context->device, attention->append, vkmqa_allocator(context));
-    context->vk.DestroyPipeline(context->device, attention->merge, vkmqa_allocator(context));
+    const VkPipeline others[] = {attention->append, attention->merge, attention->mergeStates,
+                                 attention->compact};
+    for (uint32_t i = 0; i < sizeof others / sizeof others[0]; ++i)
+        context->vk.DestroyPipeline(context->device, others[i], vkmqa_allocator(context));
 }

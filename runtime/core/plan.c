@@ -28,16 +28,31 @@ static uint64_t count_tiles(const struct VkmqaShape* shape, uint32_t rows,
     return limits->batch == 1 ? divide_up(all, rows) : all / rows + limits->batch;
 }
 
-// Tokens of a split. A splitSize given by the caller is kept, so that results depend on it alone;
-// otherwise it is a multiple of the kernel's, so that splitting goes no further than filling the device.
-static uint32_t split_tokens(const struct VkmqaShape* shape, const struct VkmqaCandidate* candidate,
-                             uint64_t workgroups, uint32_t maxSeqLenKv) {
-    if (shape->splitSize)
-        return shape->splitSize;
+// How the KV range is cut: tokens of a split, and the most splits that hold what a sequence's queries see.
+// A splitSize given by the caller is kept, so that results depend on it alone; otherwise it is a multiple of
+// the kernel's, so that splitting goes no further than filling the device.
+struct Cut {
+    uint32_t tokens, splits;
+};
+static struct Cut cut_tokens(const struct VkmqaShape* shape, const struct VkmqaCandidate* candidate,
+                             uint64_t workgroups, const VkmqaStepLimits* limits) {
+    uint64_t span = vkmqa_span_tokens(shape, limits), whole = limits->maxSeqLenKv;
     uint64_t wanted = divide_up(candidate->workgroups, workgroups);
-    uint64_t grains = divide_up(maxSeqLenKv, candidate->splitSize);
-    uint64_t grainsPerSplit = grains / wanted ? divide_up(grains, wanted) : 1;
-    return (uint32_t)(grainsPerSplit * candidate->splitSize);
+    uint64_t tokens = candidate->splitSize;
+    if (shape->splitSize)
+        tokens = shape->splitSize;
+    else if (!shape->invariant && wanted == 1)
+        tokens = divide_up(whole, tokens) * tokens;
+    else if (!shape->invariant)
+        tokens *= divide_up(divide_up(span, tokens), wanted);
+    // Splits begin at multiples of their size, and what a window lets through may straddle one more.
+    uint64_t splits = divide_up(span, tokens) + (span < whole);
+    if (splits > divide_up(whole, tokens))
+        splits = divide_up(whole, tokens);
+    // A merge must not come and go with the recorded maxima where bits are not to depend on them.
+    if (shape->invariant && splits == 1 && shape->maxSeqLenKv > tokens)
+        splits = 2;
+    return (struct Cut){(uint32_t)tokens, (uint32_t)splits};
 }
 
 bool vkmqa_make_plan(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
@@ -54,8 +69,9 @@ bool vkmqa_make_plan(const struct VkmqaCaps* caps, const struct VkmqaShape* shap
                       caps->maxGroupCount[1]);
         return false;
     }
-    plan->splitTokens = split_tokens(shape, candidate, tiles * shape->numHeadsKv, limits->maxSeqLenKv);
-    plan->splits = (uint32_t)divide_up(limits->maxSeqLenKv, plan->splitTokens);
+    struct Cut cut = cut_tokens(shape, candidate, tiles * shape->numHeadsKv, limits);
+    plan->splitTokens = cut.tokens;
+    plan->splits = cut.splits;
     uint64_t depth = (uint64_t)plan->splits * shape->numHeadsKv;
     if (depth > caps->maxGroupCount[2]) {
         vkmqa_problem(problem, "numHeadsKv %u times %u splits exceed the device's grid depth of %u; "
@@ -73,10 +89,25 @@ bool vkmqa_make_plan(const struct VkmqaCaps* caps, const struct VkmqaShape* shap
                       limits->totalQ, shape->numHeadsQ, plan->splits);
         return false;
     }
+    plan->mergeGroups[2] = 1;
     plan->statsOffset = rows * plan->splits * shape->headDimV * 4;
     plan->statsOffset = (plan->statsOffset + 255) & ~(uint64_t)255;
     plan->scratchBytes = plan->statsOffset + rows * plan->splits * 8;
     return true;
+}
+
+// The most splits of any call within the limits. Adapted splits are no finer than the kernel's and no more than
+// fill the device; a window may straddle one more.
+static uint64_t most_splits(const struct VkmqaShape* shape, const struct VkmqaCandidate* candidate,
+                            const VkmqaStepLimits* limits) {
+    uint64_t tokens = shape->splitSize ? shape->splitSize : candidate->splitSize;
+    uint64_t whole = divide_up(limits->maxSeqLenKv, tokens);
+    uint64_t splits = divide_up(vkmqa_span_tokens(shape, limits), tokens) + 1;
+    if (!shape->splitSize && !shape->invariant && splits > candidate->workgroups + 1)
+        splits = candidate->workgroups + 1;
+    if (splits > whole)
+        splits = whole;
+    return shape->invariant && splits == 1 && shape->maxSeqLenKv > tokens ? 2 : splits;
 }
 
 bool vkmqa_scratch_bound(const struct VkmqaShape* shape, const struct VkmqaChoice* choice,
@@ -85,8 +116,7 @@ bool vkmqa_scratch_bound(const struct VkmqaShape* shape, const struct VkmqaChoic
     uint64_t most = 0; // partial rows of any call within the limits, over all candidates
     for (uint32_t i = 0; i < choice->count; ++i) {
         const struct VkmqaCandidate* candidate = &choice->candidates[i];
-        uint64_t grain = shape->splitSize ? shape->splitSize : candidate->splitSize;
-        uint64_t splits = divide_up(limits->maxSeqLenKv, grain);
+        uint64_t splits = most_splits(shape, candidate, limits);
         uint64_t rows = (uint64_t)limits->totalQ * shape->numHeadsQ, parts;
         if (splits < 2)
             continue;
@@ -95,10 +125,10 @@ bool vkmqa_scratch_bound(const struct VkmqaShape* shape, const struct VkmqaChoic
                           limits->totalQ);
             return false;
         }
-        // With the default splitSize a call of W workgroups makes at most ceil(workgroups / W) splits
-        // and has at most W * rows partial rows per split; it is not split when W >= workgroups.
-        uint64_t filling = 2 * (uint64_t)candidate->workgroups * candidate->rows;
-        if (!shape->splitSize && parts > filling)
+        // Where splits are adapted, a call of W workgroups, W < workgroups, makes at most ceil(workgroups /
+        // W) + 1 of them, and has at most W * rows partial rows in each.
+        uint64_t filling = 3 * (uint64_t)candidate->workgroups * candidate->rows;
+        if (!shape->splitSize && !shape->invariant && parts > filling)
             parts = filling;
         if (parts > most)
             most = parts;

@@ -9,6 +9,7 @@ struct Storage {
     VkPhysicalDeviceBufferDeviceAddressFeatures deviceAddress;
     VkPhysicalDeviceSubgroupSizeControlFeatures subgroupSize;
     VkPhysicalDevice16BitStorageFeatures storage16;
+    VkPhysicalDevice8BitStorageFeatures storage8;
     VkPhysicalDeviceShaderFloat16Int8Features float16;
     const char* names[8];
 };
@@ -83,6 +84,7 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
         VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_BUFFER_DEVICE_ADDRESS_FEATURES;
     storage->subgroupSize.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES;
     storage->storage16.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES;
+    storage->storage8.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES;
     storage->float16.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES;
     void** tail = &storage->features.pNext;
     uint32_t count = 0;
@@ -97,6 +99,7 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     WANT(deviceAddress, VK_API_VERSION_1_2, VK_KHR_BUFFER_DEVICE_ADDRESS_EXTENSION_NAME)
     WANT(subgroupSize, VK_API_VERSION_1_3, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)
     WANT(storage16, VK_API_VERSION_1_1, VK_KHR_16BIT_STORAGE_EXTENSION_NAME)
+    WANT(storage8, VK_API_VERSION_1_2, VK_KHR_8BIT_STORAGE_EXTENSION_NAME)
     WANT(float16, VK_API_VERSION_1_2, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME)
 #undef WANT
     if (offered(VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME, extensionCount, extensions))
@@ -108,13 +111,16 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
 
     // Ask what is supported; keep of that what kernels use.
     vk.GetPhysicalDeviceFeatures2(info.physicalDevice, &storage->features);
+    VkBool32 int16 = storage->features.features.shaderInt16;
     memset(&storage->features.features, 0, sizeof storage->features.features);
+    storage->features.features.shaderInt16 = int16;
     storage->deviceAddress.bufferDeviceAddressCaptureReplay = VK_FALSE;
     storage->deviceAddress.bufferDeviceAddressMultiDevice = VK_FALSE;
     storage->storage16.uniformAndStorageBuffer16BitAccess = VK_FALSE;
     storage->storage16.storagePushConstant16 = VK_FALSE;
     storage->storage16.storageInputOutput16 = VK_FALSE;
-    storage->float16.shaderInt8 = VK_FALSE;
+    storage->storage8.uniformAndStorageBuffer8BitAccess = VK_FALSE;
+    storage->storage8.storagePushConstant8 = VK_FALSE;
     requirements->features = &storage->features;
     requirements->extensionNames = storage->names;
     requirements->extensionCount = count;
@@ -131,6 +137,9 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
         listed(VK_KHR_BUFFER_DEVICE_ADDRESS_EXTENSION_NAME, extensionCount, extensions);
     bool sizeKnown = apiVersion >= VK_API_VERSION_1_3 ||
                      listed(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME, extensionCount, extensions);
+    bool storage8Known = apiVersion >= VK_API_VERSION_1_2 ||
+                         listed(VK_KHR_8BIT_STORAGE_EXTENSION_NAME, extensionCount, extensions);
+    bool storage8 = false, int8 = false;
     bool float16Known =
         apiVersion >= VK_API_VERSION_1_2 ||
         listed(VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME, extensionCount, extensions);
@@ -147,9 +156,15 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             enabled->storage16 = f->storageBuffer16BitAccess;
             break;
         }
+        case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES: {
+            const VkPhysicalDevice8BitStorageFeatures* f = (const void*)next;
+            storage8 = storage8Known && f->storageBuffer8BitAccess;
+            break;
+        }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES: {
             const VkPhysicalDeviceShaderFloat16Int8Features* f = (const void*)next;
             enabled->float16 = float16Known && f->shaderFloat16;
+            int8 = float16Known && f->shaderInt8;
             break;
         }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES: {
@@ -160,7 +175,9 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES: {
             const VkPhysicalDeviceVulkan12Features* f = (const void*)next;
             enabled->deviceAddress = addressKnown && f->bufferDeviceAddress;
+            storage8 = storage8Known && f->storageBuffer8BitAccess;
             enabled->float16 = float16Known && f->shaderFloat16;
+            int8 = float16Known && f->shaderInt8;
             break;
         }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES: {
@@ -179,4 +196,5 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             break;
         }
     }
+    enabled->narrowIntegers = storage8 && int8 && features && features->features.shaderInt16;
 }

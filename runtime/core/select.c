@@ -11,6 +11,10 @@
 #define SWIFTSHADER VK_DRIVER_ID_GOOGLE_SWIFTSHADER
 #define MESA(major, minor) VK_MAKE_API_VERSION(0, major, minor, 0)
 
+// Sets of element types.
+#define BIT(type) (1u << VKMQA_TYPE_##type)
+#define WIDE_FLOATS (BIT(F32) | BIT(F16))
+
 // Zero in a condition means any.
 struct VkmqaKernel {
     const char* name;
@@ -20,58 +24,65 @@ struct VkmqaKernel {
     // Conditions.
     bool cpu;                  // devices of type CPU only
     bool half;                 // needs 16-bit storage buffers and f16 arithmetic
+    bool narrow;               // needs 8-bit storage buffers, 8-bit and 16-bit integers
     uint32_t driverId;         // of this driver only,
     uint32_t minDriverVersion; // from this version on
     uint32_t minSubgroup, maxSubgroup; // 0: uses no subgroup operations
     uint32_t maxHeadDim;
+    uint32_t cacheTypes, ioTypes; // sets; 0 = all
     // Sizes.
-    uint32_t rows;       // rows of a tile
+    uint32_t rows;        // rows of a tile
     uint32_t invocations; // of a workgroup; 0 = one subgroup
-    uint32_t cluster;    // most lanes that share one token's row
-    uint32_t block;      // tokens of a shared-memory tile
+    uint32_t cluster;     // most lanes that share one token's row, twice as many above 256 elements
+    uint32_t block;       // tokens of a shared-memory tile
     uint32_t splitSize;
     uint32_t workgroups; // enough to fill such devices
     const char* reason;
-    bool f16Cache; // only for K and V in f16: it sums in one chain, too coarse beside an f32 cache
 };
 
-// The row's number is the kernel's bit in avoidKernels. Within a tier, rows that differ in `rows` stand
-// beside each other: a call takes the fewest that hold a sequence's rows, or else the most.
+// The row's number is the kernel's bit in avoidKernels. Rows that differ in `rows` alone are a family, named
+// alike up to the -rN: a call takes the fewest rows that hold a sequence's, or else the most.
 static const struct VkmqaKernel kernels[] = {
-#define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
 #define WIDE "lavapipe from Mesa 26 on: lanes are head elements, loads become whole vectors"
+#define EIGHTS "a driver that runs on the CPU: one subgroup per workgroup, no barriers"
 #define LANES "SwiftShader: lanes split rows, few loads, no branches in loops"
+#define SLOW_CPU "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"
+#define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
-    // name         tier                  shader                        bind  cpu   half  driver   from        sg min max dim  rows inv clu blk split  wgs reason f16Cache
-    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  1,   0,   1, 0, 512,  16, WIDE, false},
-    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 256,  2,   0,   1, 0, 512,  16, WIDE, false},
-    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16, 128,  4,   0,   1, 0, 512,  16, WIDE, false},
-    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,        false, true, true, LAVAPIPE, MESA(26, 0), 4, 16,  64,  8,   0,   1, 0, 512,  16, WIDE, false},
-    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true, true, false, 0,        0,         8, 16, 256,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
-    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, 0,        0,         8, 16, 256,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
-    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true, true, false, 0,        0,         8, 16, 128,  8,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
-    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true, true, false, LAVAPIPE, 0,        4, 4, 128,  4,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
-    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R1_BIND, true, true, false, SWIFTSHADER, 0,        4, 4, 256,  1,   0,   1, 0, 512,  16, LANES, false},
-    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R4_BIND, true, true, false, SWIFTSHADER, 0,        4, 4, 256,  4,   0,   1, 0, 512,  16, LANES, false},
-    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND, true, true, false, SWIFTSHADER, 0,        4, 4, 256,  8,   0,   1, 0, 512,  16, LANES, false},
-    {"cpu-stream-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND, true, true, false, 0,        0,           4, 16, 128,  1,   0,  16, 0, 512,  16, "a driver that runs on the CPU: one subgroup per workgroup, no barriers", false},
-    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  1,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles", false},
-    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,  true,  true, false, 0,       0,           0, 0, 256,  8,  64,   0, 32, 512, 16, "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles", false},
-    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 1, 128,  16, 0, 256, 512, STREAM, false},
-    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,     false, false, false, 0,        0,           4, 128, 256, 4, 128,  16, 0, 256, 512, STREAM, false},
-    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   1,  64,   0, 32, 256, 128, TILE, false},
-    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,  true,  false, false, 0,        0,           0, 0, 256,   8,  64,   0, 32, 256, 128, TILE, false},
+    // name          tier                 shader                                bind   cpu    half   narrow driver       from       sg min max  dim cache        io        rows inv clu blk split wgs reason
+    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 576, WIDE_FLOATS, WIDE_FLOATS, 1,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 256, WIDE_FLOATS, WIDE_FLOATS, 2,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 128, WIDE_FLOATS, WIDE_FLOATS, 4,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16,  64, WIDE_FLOATS, WIDE_FLOATS, 8,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-narrow-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 576, 0,           0,           1,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-narrow-r2", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 256, 0,           0,           2,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 128, 0,           0,           4,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-narrow-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16,  64, 0,           0,           8,   0,  1,  0, 512,  16, WIDE},
+    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           1,   0, 16,  0, 512,  16, EIGHTS},
+    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           4,   0, 16,  0, 512,  16, EIGHTS},
+    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true,  true,  false, false, 0,           0,           8, 16, 128, 0,           0,           8,   0, 16,  0, 512,  16, EIGHTS},
+    {"cpu-quads-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND,        true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           1,   0, 16,  0, 512,  16, EIGHTS},
+    {"cpu-quads-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           4,   0, 16,  0, 512,  16, EIGHTS},
+    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R1_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           1,   0,  1,  0, 512,  16, LANES},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R4_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           4,   0,  1,  0, 512,  16, LANES},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           8,   0,  1,  0, 512,  16, LANES},
+    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 512,  16, SLOW_CPU},
+    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 512,  16, SLOW_CPU},
+    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           1, 128, 16,  0, 256, 512, STREAM},
+    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           4, 128, 16,  0, 256, 512, STREAM},
+    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 256, 128, TILE},
+    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 256, 128, TILE},
     // clang-format on
-#undef STREAM
 #undef WIDE
+#undef EIGHTS
 #undef LANES
+#undef SLOW_CPU
+#undef STREAM
 #undef TILE
 };
 enum { KERNEL_COUNT = sizeof kernels / sizeof kernels[0] };
-_Static_assert(KERNEL_COUNT <= 64, "one bit of avoidKernels each");
-
-// How new rows get into the cache: the first row that fits, the last two fit every device. On CPU
+// How new rows get into the cache: the first row that fits, the last two fit everything. On CPU
 // drivers, too, workgroups of 64 beat single subgroups: 2 times on lavapipe 22.3, 1.6 on SwiftShader.
 static const struct VkmqaAppendKernel {
     const char* name;
@@ -81,21 +92,32 @@ static const struct VkmqaAppendKernel {
     bool cpu, half;
     uint32_t driverId, minDriverVersion;
     uint32_t minSubgroup, maxSubgroup; // of kernels with subgroup shuffles
+    bool plain;                        // converts each element by itself: no rotation
+    uint32_t cacheTypes, newTypes;     // sets; 0 = all
     // Sizes.
     uint32_t invocations; // of a workgroup; 0 = one subgroup
-    uint32_t tokens;      // whose rows one workgroup moves; 0 = eight elements per invocation
+    VkmqaAppendUnit unit;
 } appendKernels[] = {
+#define BY_ELEMENT (BIT(F32) | BIT(F16) | BIT(BF16) | BIT(FP8_E4M3))
     // clang-format off
-    // name                shader                       bind   cpu    half   driver    from        sg min max  inv tokens
-    {"append-wide",      VKMQA_SHADER_APPEND_CPU,     false, true,  true,  LAVAPIPE, MESA(26, 0), 4, 16,    0, 1},
-    {"append",           VKMQA_SHADER_APPEND_KV,      false, false, false, 0,        0,           0, 0,    64, 0},
-    {"append-bind",      VKMQA_SHADER_APPEND_KV_BIND, true,  false, false, 0,        0,           0, 0,    64, 0},
+    // name              shader                       bind   cpu    half   driver    from        sg min max  plain  cache       new         inv unit
+    {"append-wide",      VKMQA_SHADER_APPEND_CPU,      false, true,  true,  LAVAPIPE, MESA(26, 0), 4, 16,    true,  WIDE_FLOATS, WIDE_FLOATS, 0, VKMQA_APPEND_TOKEN},
+    {"append",           VKMQA_SHADER_APPEND_KV,       false, false, false, 0,        0,           0, 0,     true,  BY_ELEMENT,  0,          64, VKMQA_APPEND_EIGHTS},
+    {"append-bind",      VKMQA_SHADER_APPEND_KV_BIND,  true,  false, false, 0,        0,           0, 0,     true,  BY_ELEMENT,  0,          64, VKMQA_APPEND_EIGHTS},
+    {"append-row",       VKMQA_SHADER_APPEND_ROW,      false, false, false, 0,        0,           0, 0,     false, 0,           0,          64, VKMQA_APPEND_ROW},
+    {"append-row-bind",  VKMQA_SHADER_APPEND_ROW_BIND, true,  false, false, 0,        0,           0, 0,     false, 0,           0,          64, VKMQA_APPEND_ROW},
     // clang-format on
+#undef BY_ELEMENT
 };
 enum { APPEND_COUNT = sizeof appendKernels / sizeof appendKernels[0] };
 
+// Append kernels have the bits after the attention kernels'.
+_Static_assert(KERNEL_COUNT + APPEND_COUNT <= 64, "one bit of avoidKernels each");
+
 const char* vkmqaGetKernelName(uint32_t kernel) {
-    return kernel < KERNEL_COUNT ? kernels[kernel].name : NULL;
+    if (kernel < KERNEL_COUNT)
+        return kernels[kernel].name;
+    return kernel < KERNEL_COUNT + APPEND_COUNT ? appendKernels[kernel - KERNEL_COUNT].name : NULL;
 }
 
 static const char* tier_name(VkmqaTier tier) {
@@ -114,6 +136,11 @@ static bool has_subgroups(const struct VkmqaCaps* caps, uint32_t min, uint32_t m
     return caps->subgroupShuffle && caps->subgroupSize >= min && caps->subgroupSize <= max;
 }
 
+static bool within(uint32_t types, uint32_t set) { return !set || (types & ~set) == 0; }
+static uint32_t cache_types(const struct VkmqaShape* shape) {
+    return 1u << shape->kType | 1u << shape->vType;
+}
+
 // Null when the device can run the kernel for the shape, or else what it lacks.
 static const char* find_lack(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps,
                              const struct VkmqaShape* shape) {
@@ -122,6 +149,10 @@ static const char* find_lack(const struct VkmqaKernel* kernel, const struct Vkmq
         return "a driver that runs on the CPU";
     if (!has_driver(caps, kernel->driverId, kernel->minDriverVersion))
         return "another driver, or a newer version of it";
+    if (!within(cache_types(shape), kernel->cacheTypes) || !within(1u << shape->ioType, kernel->ioTypes))
+        return "other types of the cache, or of queries and outputs";
+    if (kernel->narrow && !caps->narrowIntegers)
+        return "the features storageBuffer8BitAccess, shaderInt8 and shaderInt16";
     if (kernel->half && !caps->subgroupBallot)
         return "subgroup ballots in compute shaders";
     if (kernel->half && !has_half(caps))
@@ -134,8 +165,6 @@ static const char* find_lack(const struct VkmqaKernel* kernel, const struct Vkmq
         return "subgroup shuffles in compute shaders";
     if (kernel->minSubgroup && !has_subgroups(caps, kernel->minSubgroup, kernel->maxSubgroup))
         return "another subgroup size";
-    if (kernel->f16Cache && (shape->kType != VKMQA_TYPE_F16 || shape->vType != VKMQA_TYPE_F16))
-        return "K and V in f16";
     if (dim > kernel->maxHeadDim)
         return "smaller head dims";
     return NULL;
@@ -173,7 +202,8 @@ static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct Vk
     if (subgroups) {
         uint32_t eights = max_of(shape->headDimQk, shape->headDimV) / 8;
         candidate->cluster =
-            min_of(min_of(kernel->cluster, caps->subgroupSize), power_of_two_from(eights));
+            min_of(min_of(eights > 32 ? 2 * kernel->cluster : kernel->cluster, caps->subgroupSize),
+                   power_of_two_from(eights));
         // More than one subgroup only where all are sure to be full.
         uint32_t invocations = caps->computeFullSubgroups ? kernel->invocations : 0;
         candidate->workgroupSize =
@@ -183,7 +213,7 @@ static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct Vk
     uint32_t quadsK = shape->headDimQk / 4, quadsV = shape->headDimV / 4;
     if (kernel->shader == VKMQA_SHADER_ATTN_TILE_BIND) // see the shared arrays of attn_tile.comp
         candidate->sharedMemory = 16 * kernel->rows * quadsK + 4 * kernel->rows * kernel->block +
-                                  12 * kernel->block + 12 * kernel->rows;
+                                  20 * kernel->block + 12 * kernel->rows;
     else if (candidate->workgroupSize > caps->subgroupSize) // attn_stream.comp
         candidate->sharedMemory = 16 * quadsV + 8 * candidate->workgroupSize / caps->subgroupSize;
     return candidate->sharedMemory <= caps->sharedMemory &&
@@ -204,6 +234,11 @@ static void drop_unreachable(struct VkmqaChoice* choice, uint32_t ratio) {
     choice->count = kept;
 }
 
+static bool same_family(const char* a, const char* b) {
+    size_t length = (size_t)(strrchr(a, '-') - a);
+    return length == (size_t)(strrchr(b, '-') - b) && strncmp(a, b, length) == 0;
+}
+
 static void sort_by_rows(struct VkmqaChoice* choice) {
     for (uint32_t i = 1; i < choice->count; ++i)
         for (uint32_t j = i; j > 0 && choice->candidates[j].rows < choice->candidates[j - 1].rows; --j) {
@@ -213,32 +248,56 @@ static void sort_by_rows(struct VkmqaChoice* choice) {
         }
 }
 
-static void select_append(const struct VkmqaCaps* caps, struct VkmqaChoice* choice) {
+// Where bits are not to depend on the call, all calls get the tile that suits a single query token, and splits
+// that the device's grid can hold at any length.
+static void keep_one(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+                     struct VkmqaChoice* choice) {
+    uint32_t i = 0;
+    while (i + 1 < choice->count && choice->candidates[i].rows < shape->ratio)
+        ++i;
+    struct VkmqaCandidate* kept = &choice->candidates[0];
+    *kept = choice->candidates[i];
+    choice->count = 1;
+    while ((uint64_t)(shape->maxSeqLenKv / kept->splitSize + 1) * shape->numHeadsKv > caps->maxGroupCount[2] &&
+           kept->splitSize < shape->maxSeqLenKv)
+        kept->splitSize *= 2;
+}
+
+// False where avoidKernels leaves none.
+static bool select_append(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+                          struct VkmqaChoice* choice) {
     bool isCpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    bool rotates = shape->ropeStyle != VKMQA_ROPE_NONE || shape->hadamard > 1;
     for (uint32_t i = 0; i < APPEND_COUNT; ++i) {
         const struct VkmqaAppendKernel* kernel = &appendKernels[i];
-        if (kernel->bind != choice->bind || (kernel->cpu && !isCpu) ||
-            (kernel->half && !has_half(caps)) ||
+        if (kernel->bind != choice->bind || shape->avoidKernels >> (KERNEL_COUNT + i) & 1 ||
+            (kernel->cpu && !isCpu) ||
+            (kernel->half && !has_half(caps)) || (kernel->plain && rotates) ||
+            !within(cache_types(shape), kernel->cacheTypes) ||
+            !within(1u << shape->newType, kernel->newTypes) ||
             !has_driver(caps, kernel->driverId, kernel->minDriverVersion) ||
             (kernel->minSubgroup &&
              !has_subgroups(caps, kernel->minSubgroup, kernel->maxSubgroup)))
             continue;
+        choice->appendKernel = KERNEL_COUNT + i;
         choice->appendShader = kernel->shader;
-        choice->appendTokens = kernel->tokens;
+        choice->appendUnit = kernel->unit;
         choice->appendWorkgroupSize =
             kernel->invocations ? kernel->invocations : max_of(caps->subgroupSize, 4);
-        return;
+        return true;
     }
+    return false;
 }
 
 VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                       struct VkmqaChoice* choice, struct VkmqaProblem* problem) {
     *choice = (struct VkmqaChoice){0};
     const char* lack = NULL; // of the last kernel that could not be taken
-    VkmqaTier tier = shape->tier;
-    bool bind = false; // of the first candidate, as all must be
+    const VkmqaTier tier = shape->tier;
     for (uint32_t i = 0; i < KERNEL_COUNT && choice->count < VKMQA_MAX_CANDIDATES; ++i) {
         if (tier != VKMQA_TIER_AUTO && kernels[i].tier != tier)
+            continue;
+        if (choice->count && !same_family(kernels[i].name, choice->candidates[0].name))
             continue;
         const char* missing = find_lack(&kernels[i], caps, shape);
         if (!missing && shape->avoidKernels >> i & 1)
@@ -250,16 +309,7 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
             lack = missing;
             continue;
         }
-        if (choice->count && candidate->bind != bind)
-            continue;
-        bool have = false;
-        for (uint32_t j = 0; j < choice->count; ++j)
-            have |= choice->candidates[j].rows == candidate->rows;
-        if (have)
-            continue;
         ++choice->count;
-        tier = kernels[i].tier; // the other candidates are of the first one's tier
-        bind = candidate->bind;
     }
     if (choice->count == 0) {
         vkmqa_problem(problem, "tier is %s: no kernel of it runs on this device as it was created; "
@@ -268,9 +318,19 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
     }
     sort_by_rows(choice);
     drop_unreachable(choice, shape->ratio);
-    choice->bind = choice->candidates[0].bind;
-    select_append(caps, choice);
-    choice->mergeShader = choice->bind ? VKMQA_SHADER_ATTN_MERGE_BIND : VKMQA_SHADER_ATTN_MERGE;
+    if (shape->invariant)
+        keep_one(caps, shape, choice);
+    const bool bind = choice->candidates[0].bind;
+    choice->bind = bind;
+    if (!select_append(caps, shape, choice)) {
+        vkmqa_problem(problem, "avoidKernels is 0x%llx, which leaves no append kernel for this shape",
+                      (unsigned long long)shape->avoidKernels);
+        return VK_ERROR_FEATURE_NOT_PRESENT;
+    }
+    choice->mergeShader = bind ? VKMQA_SHADER_ATTN_MERGE_BIND : VKMQA_SHADER_ATTN_MERGE;
+    choice->mergeStatesShader = bind ? VKMQA_SHADER_MERGE_STATES_BIND : VKMQA_SHADER_MERGE_STATES;
+    choice->compactShader = bind ? VKMQA_SHADER_COMPACT_BIND : VKMQA_SHADER_COMPACT;
+    choice->compactWorkgroupSize = 32;
     // CPU drivers run a workgroup as one loop over subgroups: small ones cost them nothing.
     bool cpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
     choice->mergeWorkgroupSize = cpu ? max_of(caps->subgroupSize, 4) : 32;

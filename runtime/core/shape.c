@@ -17,16 +17,6 @@ void vkmqa_problem(struct VkmqaProblem* problem, const char* format, ...) {
     va_end(arguments);
 }
 
-uint32_t vkmqa_type_size(VkmqaType type) { return type == VKMQA_TYPE_F16 ? 2 : 4; }
-
-const char* vkmqa_type_name(VkmqaType type) {
-    return type == VKMQA_TYPE_F16 ? "f16" : type == VKMQA_TYPE_F32 ? "f32" : "unknown";
-}
-
-uint32_t vkmqa_row_bytes(uint32_t headDim, VkmqaType type) {
-    return (headDim * vkmqa_type_size(type) + 15u) & ~15u;
-}
-
 bool vkmqa_multiply(uint64_t a, uint64_t b, uint64_t* result) {
     if (a != 0 && b > UINT64_MAX / a)
         return false;
@@ -34,12 +24,13 @@ bool vkmqa_multiply(uint64_t a, uint64_t b, uint64_t* result) {
     return true;
 }
 
-static bool choose_type(const char* field, VkmqaType given, VkmqaType fallback, VkmqaType* type,
-                        struct VkmqaProblem* problem) {
+static bool choose_type(const char* field, VkmqaType given, VkmqaType fallback, bool io,
+                        VkmqaType* type, struct VkmqaProblem* problem) {
     *type = given == VKMQA_TYPE_DEFAULT ? fallback : given;
-    if (*type == VKMQA_TYPE_F32 || *type == VKMQA_TYPE_F16)
+    if (vkmqa_is_type(*type, io))
         return true;
-    vkmqa_problem(problem, "%s is %d; use VKMQA_TYPE_F32 or VKMQA_TYPE_F16", field, (int)given);
+    vkmqa_problem(problem, "%s is %s (%d); use VKMQA_TYPE_F32, F16%s", field, vkmqa_type_name(given),
+                  (int)given, io ? " or BF16" : ", BF16, FP8_E4M3, Q8_0 or Q4_0");
     return false;
 }
 
@@ -60,15 +51,97 @@ static uint32_t log2_of(uint32_t powerOfTwo) {
     return shift;
 }
 
+bool vkmqa_has_fp8(const struct VkmqaShape* shape) {
+    return shape->kType == VKMQA_TYPE_FP8_E4M3 || shape->vType == VKMQA_TYPE_FP8_E4M3;
+}
+
+// Which positions a query sees, and what becomes of its scores. Distances are bounded by 2^30 - 1, as
+// positions are, so that sums of them fit 32 bits.
+static bool read_visibility(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* shape,
+                            struct VkmqaProblem* problem) {
+    const uint32_t most = (1u << 30) - 1;
+    const VkmqaAttentionFlags masks = VKMQA_ATTENTION_MASK_BIT | VKMQA_ATTENTION_TREE_MASK_BIT;
+    shape->windowLeft = shape->windowRight = VKMQA_UNBOUNDED;
+    if (info->flags & VKMQA_ATTENTION_WINDOW_LEFT_BIT)
+        shape->windowLeft = info->windowLeft < most ? info->windowLeft : most;
+    if (info->flags & VKMQA_ATTENTION_WINDOW_RIGHT_BIT)
+        shape->windowRight = info->windowRight < most ? info->windowRight : most;
+    if (info->flags & VKMQA_ATTENTION_CAUSAL_BIT)
+        shape->windowRight = 0;
+    shape->chunk = info->chunkSize < most ? info->chunkSize : most;
+    if ((info->flags & masks) == masks) {
+        vkmqa_problem(problem, "flags has MASK and TREE_MASK; use one of them");
+        return false;
+    }
+    shape->maskKind = info->flags & VKMQA_ATTENTION_MASK_BIT        ? VKMQA_MASK_FULL
+                      : info->flags & VKMQA_ATTENTION_TREE_MASK_BIT ? VKMQA_MASK_TREE
+                                                                    : VKMQA_MASK_NONE;
+    shape->alibi = info->flags & VKMQA_ATTENTION_ALIBI_BIT;
+    shape->sinks = info->flags & VKMQA_ATTENTION_SINKS_BIT;
+    if (!isfinite(info->softcap) || info->softcap < 0) {
+        vkmqa_problem(problem, "softcap is %g; use a positive number, or 0 for none", info->softcap);
+        return false;
+    }
+    shape->softcap = info->softcap;
+    if (!isfinite(info->scale)) {
+        vkmqa_problem(problem, "scale is not finite; use a finite factor, or 0 for "
+                               "1 / sqrt(headDimQk)");
+        return false;
+    }
+    shape->scale = info->scale != 0 ? info->scale : 1.0f / sqrtf((float)shape->headDimQk);
+    return true;
+}
+
+// What append does to K and q.
+static bool read_rotation(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* shape,
+                          struct VkmqaProblem* problem) {
+    shape->hadamard = 1;
+    if (info->flags & VKMQA_ATTENTION_HADAMARD_BIT) {
+        if (shape->vPrefix) {
+            vkmqa_problem(problem, "flags has HADAMARD and V_PREFIX_OF_K; V would come out rotated: use "
+                                   "one of them");
+            return false;
+        }
+        shape->hadamard = shape->headDimQk & (0u - shape->headDimQk);
+    }
+    if ((uint32_t)info->ropeStyle > VKMQA_ROPE_INTERLEAVED) {
+        vkmqa_problem(problem, "ropeStyle is %d; use a VkmqaRopeStyle", (int)info->ropeStyle);
+        return false;
+    }
+    if (info->ropeStyle == VKMQA_ROPE_NONE) {
+        if (info->ropeDim || info->ropeOffset)
+            vkmqa_problem(problem, "%s is %u without a ropeStyle; name one, or use 0",
+                          info->ropeDim ? "ropeDim" : "ropeOffset",
+                          info->ropeDim ? info->ropeDim : info->ropeOffset);
+        return !info->ropeDim && !info->ropeOffset;
+    }
+    shape->ropeStyle = info->ropeStyle;
+    shape->ropeOffset = info->ropeOffset;
+    if (info->ropeOffset % 2 || info->ropeOffset >= shape->headDimQk) {
+        vkmqa_problem(problem, "ropeOffset is %u; use an even number below headDimQk, which is %u",
+                      info->ropeOffset, shape->headDimQk);
+        return false;
+    }
+    uint32_t rest = shape->headDimQk - info->ropeOffset;
+    shape->ropeDim = info->ropeDim ? info->ropeDim : rest;
+    if (shape->ropeDim % 2 || shape->ropeDim > rest) {
+        vkmqa_problem(problem, "ropeDim is %u; use an even number up to %u, the elements from ropeOffset on",
+                      shape->ropeDim, rest);
+        return false;
+    }
+    return true;
+}
+
 bool vkmqa_make_shape(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* shape,
                       struct VkmqaProblem* problem) {
     *shape = (struct VkmqaShape){0};
-    const VkmqaAttentionFlags known = VKMQA_ATTENTION_CAUSAL_BIT;
+    const VkmqaAttentionFlags known = 2 * VKMQA_ATTENTION_BATCH_INVARIANT_BIT - 1;
     if (info->flags & ~known) {
         vkmqa_problem(problem, "flags is 0x%x; this version knows 0x%x", info->flags, known);
         return false;
     }
-    shape->causal = info->flags & VKMQA_ATTENTION_CAUSAL_BIT;
+    shape->vPrefix = info->flags & VKMQA_ATTENTION_V_PREFIX_OF_K_BIT;
+    shape->invariant = info->flags & VKMQA_ATTENTION_BATCH_INVARIANT_BIT;
     if (info->numHeadsKv == 0) {
         vkmqa_problem(problem, "numHeadsKv is 0; use at least 1");
         return false;
@@ -95,10 +168,22 @@ bool vkmqa_make_shape(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* s
     if (!check_dim("headDimQk", shape->headDimQk, problem) ||
         !check_dim("headDimV", shape->headDimV, problem))
         return false;
-    if (!choose_type("ioType", info->ioType, VKMQA_TYPE_F16, &shape->ioType, problem) ||
-        !choose_type("newType", info->newType, shape->ioType, &shape->newType, problem) ||
-        !choose_type("kType", info->kType, VKMQA_TYPE_F16, &shape->kType, problem) ||
-        !choose_type("vType", info->vType, shape->kType, &shape->vType, problem))
+    if (!choose_type("ioType", info->ioType, VKMQA_TYPE_F16, true, &shape->ioType, problem) ||
+        !choose_type("newType", info->newType, shape->ioType, true, &shape->newType, problem) ||
+        !choose_type("kType", info->kType, VKMQA_TYPE_F16, false, &shape->kType, problem) ||
+        !choose_type("vType", info->vType, shape->kType, false, &shape->vType, problem))
+        return false;
+    if (shape->vPrefix && shape->headDimV > shape->headDimQk) {
+        vkmqa_problem(problem, "headDimV is %u with V_PREFIX_OF_K; use at most headDimQk, which is %u",
+                      shape->headDimV, shape->headDimQk);
+        return false;
+    }
+    if (shape->vPrefix && shape->vType != shape->kType) {
+        vkmqa_problem(problem, "vType is %s with V_PREFIX_OF_K; leave it at its default, kType, which is %s",
+                      vkmqa_type_name(shape->vType), vkmqa_type_name(shape->kType));
+        return false;
+    }
+    if (!read_visibility(info, shape, problem) || !read_rotation(info, shape, problem))
         return false;
     if (info->pageSize != 0) {
         if (!is_power_of_two(info->pageSize) || info->pageSize > VKMQA_MAX_PAGE_SIZE) {
@@ -138,12 +223,6 @@ bool vkmqa_make_shape(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* s
         return false;
     }
     shape->splitSize = info->splitSize;
-    if (!isfinite(info->scale)) {
-        vkmqa_problem(problem, "scale is not finite; use a finite factor, or 0 for "
-                               "1 / sqrt(headDimQk)");
-        return false;
-    }
-    shape->scale = info->scale != 0 ? info->scale : 1.0f / sqrtf((float)shape->headDimQk);
     if ((uint32_t)info->tier > VKMQA_TIER_CPU) {
         vkmqa_problem(problem, "tier is %d; use a VkmqaTier", (int)info->tier);
         return false;
@@ -189,8 +268,46 @@ bool vkmqa_make_limits(const struct VkmqaShape* shape, const VkmqaStepLimits* gi
     return true;
 }
 
-bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, uint64_t* k, uint64_t* v,
+void vkmqa_bound_by_pages(const struct VkmqaShape* shape, const VkmqaStepLayout* layout,
+                          VkmqaStepLimits* limits) {
+    uint64_t tokens = (uint64_t)layout->maxPages * shape->pageTokens;
+    if (shape->pageShift != VKMQA_CONTIGUOUS && tokens > 0 && tokens < limits->maxSeqLenKv)
+        limits->maxSeqLenKv = (uint32_t)tokens;
+}
+
+// Tokens before a query's own position that it may see.
+static uint32_t tokens_back(const struct VkmqaShape* shape) {
+    uint32_t back = shape->windowLeft;
+    return shape->chunk && shape->chunk - 1 < back ? shape->chunk - 1 : back;
+}
+
+static uint32_t bounded_sum(uint32_t a, uint32_t b, uint32_t most) {
+    return a > most || b > most - a ? most : a + b;
+}
+
+uint32_t vkmqa_row_tokens(const struct VkmqaShape* shape, const VkmqaStepLimits* limits) {
+    uint32_t tokens = bounded_sum(tokens_back(shape), shape->windowRight, limits->maxSeqLenKv);
+    tokens = bounded_sum(tokens, 1, limits->maxSeqLenKv);
+    return shape->chunk && shape->chunk < tokens ? shape->chunk : tokens;
+}
+
+uint32_t vkmqa_span_tokens(const struct VkmqaShape* shape, const VkmqaStepLimits* limits) {
+    return bounded_sum(tokens_back(shape), limits->maxSeqLenQ, limits->maxSeqLenKv);
+}
+
+// Bytes of one layer's K or V: its rows, and all with the scales.
+static bool plane_bytes(uint64_t rows, uint32_t dim, VkmqaType type, uint64_t* rowPlane, uint64_t* all) {
+    uint64_t scales;
+    if (!vkmqa_multiply(rows, vkmqa_row_bytes(dim, type), rowPlane) ||
+        !vkmqa_multiply(rows, vkmqa_scale_bytes(dim, type), &scales) || *rowPlane > UINT64_MAX - scales)
+        return false;
+    *all = *rowPlane + scales;
+    return true;
+}
+
+bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, struct VkmqaCacheBytes* bytes,
                        struct VkmqaProblem* problem) {
+    *bytes = (struct VkmqaCacheBytes){0};
     // Slots are int32, and planes (page * numHeadsKv + head) 32 bits wide.
     if (numPages == 0 || (uint64_t)numPages * shape->pageTokens > INT32_MAX ||
         (uint64_t)numPages * shape->numHeadsKv > UINT32_MAX) {
@@ -203,8 +320,9 @@ bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, uint64
     }
     uint64_t rows = (uint64_t)numPages * shape->pageTokens;
     if (!vkmqa_multiply(rows, shape->numHeadsKv, &rows) ||
-        !vkmqa_multiply(rows, vkmqa_row_bytes(shape->headDimQk, shape->kType), k) ||
-        !vkmqa_multiply(rows, vkmqa_row_bytes(shape->headDimV, shape->vType), v)) {
+        !plane_bytes(rows, shape->headDimQk, shape->kType, &bytes->rowsK, &bytes->allK) ||
+        (!shape->vPrefix &&
+         !plane_bytes(rows, shape->headDimV, shape->vType, &bytes->rowsV, &bytes->allV))) {
         vkmqa_problem(problem, "numPages is %u; the cache would not fit 64-bit sizes", numPages);
         return false;
     }

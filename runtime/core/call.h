@@ -1,0 +1,55 @@
+// From a call's buffers to dispatches, in the same steps for every vkmqaCmd function: read the structs, check
+// and use each buffer, take descriptor sets, dispatch. Everything is checked before anything is recorded; the
+// first wrong argument stays in `result`, and later steps do nothing. SPDX-License-Identifier: MIT
+#ifndef VKMQA_CALL_H
+#define VKMQA_CALL_H
+
+#include "recorder.h"
+
+// What a call needs of the device, collected while its buffers are checked: device addresses, or
+// descriptors and the bytes between bound and wanted offset.
+struct VkmqaCall {
+    const struct VkmqaAttention_T* attention;
+    const char* name;
+    VkResult result; // of the first wrong argument
+    VkDescriptorBufferInfo buffers[VKMQA_BIND_COUNT];
+};
+
+// VK_SUCCESS when both handles can be used.
+VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffer);
+// The first of several messages counts.
+void vkmqa_reject(struct VkmqaCall* call, const char* format, ...)
+#ifdef __GNUC__
+    __attribute__((format(printf, 2, 3)))
+#endif
+    ;
+bool vkmqa_read_step(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* step,
+                     VkmqaStepLimits* limits);
+// Bytes of the step's metadata that kernels reach.
+uint64_t vkmqa_metadata_bytes(const struct VkmqaCall* call, const VkmqaStep* step);
+// Word of an array of the step: from its byte offset, checked for `count` entries.
+uint32_t vkmqa_read_word(struct VkmqaCall* call, const char* field, uint32_t offset, uint64_t count,
+                         const VkmqaStep* step, bool optional);
+// Strides in elements with their defaults, and the bytes of the tensor [tokens, heads, dim].
+uint64_t vkmqa_read_strides(struct VkmqaCall* call, const char* field, VkmqaStrides given,
+                            uint32_t tokens, uint32_t heads, uint32_t dim, VkmqaType type,
+                            VkmqaStrides* strides);
+// Rows that are written must not overlap.
+void vkmqa_check_apart(struct VkmqaCall* call, const char* field, const VkmqaStrides* strides,
+                       uint32_t tokens, uint32_t heads, uint32_t dim);
+// Checks a buffer for `bytes` bytes and returns what the kernel gets for it: its address, or the bytes
+// from the bound offset on, `binding` being bound accordingly.
+uint64_t vkmqa_use_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer,
+                          uint64_t bytes, uint32_t binding);
+void vkmqa_use_cache(struct VkmqaCall* call, const VkmqaKv* kv, uint64_t* k, uint64_t* v);
+// 0 where the object has no parameters.
+uint64_t vkmqa_use_parameters(struct VkmqaCall* call, const VkmqaBuffer* parameters, bool needed);
+// Descriptor sets for `count` dispatches, where the kernels use any.
+void vkmqa_take_sets(struct VkmqaCall* call, VkmqaRecorder recorder, uint32_t count,
+                     VkDescriptorSet* sets);
+// Barrier, pipeline, buffers, constants, grid.
+void vkmqa_dispatch(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
+                    VkDescriptorSet set, const void* push, uint32_t pushSize,
+                    const uint32_t groups[3]);
+
+#endif
