@@ -225,6 +225,39 @@ static void forbiddenTokensAreLeftOut(void** state) {
     }
 }
 
+// More query tokens than were recorded for: the parts of a window's KV range are too few to see all of it, and
+// the status says so. As many as recorded set no bit.
+static void tooManyQueriesAreNoticed(void** state) {
+    (void)state;
+    Model model = paged;
+    model.causal = true;
+    model.flags = VKMQA_ATTENTION_WINDOW_LEFT_BIT;
+    model.windowLeft = 15;
+    const Batch one = {1, {{140, 300}}, .append = false};
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        VkmqaAttention attention;
+        REQUIRE(attentionCreate(&model, harness.tiers[t], &attention));
+        Problem problem = problemCreate(&model, &one, 34, true);
+        for (uint32_t longest = 1; longest <= 140; longest += 139) {
+            const VkmqaStepLimits most = {.batch = 1, .totalQ = 140, .maxSeqLenQ = longest,
+                                          .maxSeqLenKv = 512, .newTokens = 1};
+            Run run = runCreate(attention, &problem, &most);
+            runUpload(&run, &problem);
+            runRecord(&run, false);
+            runSubmit(&run);
+            Output output = runRead(&run);
+            assert_int_equal(output.status, longest == 1 ? BAD_QUERY : 0);
+            checkFinite(&run, &output, tierName(harness.tiers[t]));
+            if (longest == 140)
+                runCheck(&run, &problem, &output, tierName(harness.tiers[t]));
+            outputDestroy(&output);
+            runDestroy(&run);
+        }
+        problemDestroy(&problem);
+        vkmqaDestroyAttention(attention);
+    }
+}
+
 static int32_t hostileValue(Random* random, const Problem* problem) {
     const int32_t edges[] = {0,
                              1,
@@ -420,6 +453,7 @@ static void badSlotsAreSkipped(void** state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(badMetadataIsNoticed),
     cmocka_unit_test(forbiddenTokensAreLeftOut),
+    cmocka_unit_test(tooManyQueriesAreNoticed),
     cmocka_unit_test(randomMetadataStaysWithinTheRanges),
     cmocka_unit_test(randomTreesStayWithinTheRanges),
     cmocka_unit_test(statusIsOptional),
