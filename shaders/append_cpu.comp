@@ -23,6 +23,7 @@
 #extension GL_KHR_shader_subgroup_shuffle : require
 #include "common.glsl"
 #include "access.glsl"
+#include "lane_elements.glsl"
 layout(push_constant) uniform Push { VkmqaAppendPush pc; };
 BUFFER(step, VKMQA_BIND_STEP)
 
@@ -30,26 +31,6 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Hal
 layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Words { uvec4 quads[]; };
 layout(buffer_reference, std430, buffer_reference_align = 4) writeonly buffer WordsOut { uint x[]; };
 
-// Lane i gets element chunk * SUBGROUP + i of `count` (a multiple of 4) of an array of T4. Lanes are
-// told apart by a multiple of their index, because Mesa may keep a small constant such as 1 in a loop
-// variable's register, where LLVM cannot see it.
-#define LANE_TAG 0x01010101u
-#define ELEMENTS(T, T4, REF)                                                                       \
-    T elements_##REF(uvec2 from, uint chunk, uint count) {                                         \
-        uint lane = gl_SubgroupInvocationID * LANE_TAG;                                            \
-        T x;                                                                                       \
-        [[unroll]] for (uint i = 0u; i < SUBGROUP / 4u; ++i) {                                     \
-            uint quad = chunk * (SUBGROUP / 4u) + i;                                               \
-            if (quad * 4u >= count)                                                                \
-                continue;                                                                          \
-            T4 w = REF(from).quads[quad];                                                          \
-            x = i == 0u ? w.x : mix(x, w.x, lane == (4u * i + 0u) * LANE_TAG);                     \
-            x = mix(x, w.y, lane == (4u * i + 1u) * LANE_TAG);                                     \
-            x = mix(x, w.z, lane == (4u * i + 2u) * LANE_TAG);                                     \
-            x = mix(x, w.w, lane == (4u * i + 3u) * LANE_TAG);                                     \
-        }                                                                                          \
-        return x;                                                                                  \
-    }
 ELEMENTS(float16_t, f16vec4, Halves)
 ELEMENTS(uint, uvec4, Words)
 
@@ -85,15 +66,15 @@ void move_row(uvec2 from, uvec2 to, uint dim, uint type) {
     [[unroll]] for (uint chunk = 0u; chunk < chunks; ++chunk) {
         uint word;
         if (type == VKMQA_F32 && NEW_TYPE == VKMQA_F32)
-            word = elements_Words(from, chunk, words);
+            word = elements_Words(from, 0u, chunk, words);
         else if (type == VKMQA_F32)
-            word = floatBitsToUint(float(elements_Halves(from, chunk, words)));
+            word = floatBitsToUint(float(elements_Halves(from, 0u, chunk, words)));
         else if (NEW_TYPE == VKMQA_F16)
-            word = canonical(elements_Words(from, chunk, words));
+            word = canonical(elements_Words(from, 0u, chunk, words));
         else {
-            uint a = f16_word(elements_Words(from, chunk * 2u, dim)), b = 0u;
+            uint a = f16_word(elements_Words(from, 0u, chunk * 2u, dim)), b = 0u;
             if ((chunk * 2u + 1u) * SUBGROUP < dim)
-                b = f16_word(elements_Words(from, chunk * 2u + 1u, dim));
+                b = f16_word(elements_Words(from, 0u, chunk * 2u + 1u, dim));
             word = pair_words(a, b);
         }
         uint index = chunk * SUBGROUP + gl_SubgroupInvocationID;

@@ -2,6 +2,8 @@
 // load with no bounds check; where all lanes then select their own element, LLVM folds the loads into one
 // vector load, for 16 and 8 bits into one that converts. A load per lane would be a gather.
 
+#include "lane_elements.glsl"
+
 #define REFERENCE(align) layout(buffer_reference, std430, buffer_reference_align = align) buffer
 REFERENCE(8) Halves { f16vec4 quads[]; };
 REFERENCE(16) Floats { vec4 quads[]; };
@@ -9,26 +11,6 @@ REFERENCE(2) Half { float16_t x[]; };
 REFERENCE(2) HalfOut { float16_t x[]; };
 REFERENCE(4) FloatOut { float x[]; };
 
-// Lanes are told apart by a multiple of their index, as Mesa may keep a small constant such as 1 in a
-// register of a loop, where LLVM cannot see it.
-#define LANE_TAG 0x01010101u
-// Lane i gets element chunk * SUBGROUP + i, of `dim`, of the T4 quads from `skip` on.
-#define ELEMENTS(T, T4, REF)                                                                       \
-    T elements_##REF(uvec2 row, uint skip, uint chunk, uint dim) {                                 \
-        uint lane = gl_SubgroupInvocationID * LANE_TAG;                                            \
-        T x;                                                                                       \
-        [[unroll]] for (uint i = 0u; i < SUBGROUP / 4u; ++i) {                                     \
-            uint quad = chunk * (SUBGROUP / 4u) + i;                                               \
-            if (quad * 4u >= dim)                                                                  \
-                continue;                                                                          \
-            T4 w = REF(row).quads[skip + quad];                                                    \
-            x = i == 0u ? w.x : mix(x, w.x, lane == (4u * i + 0u) * LANE_TAG);                     \
-            x = mix(x, w.y, lane == (4u * i + 1u) * LANE_TAG);                                     \
-            x = mix(x, w.z, lane == (4u * i + 2u) * LANE_TAG);                                     \
-            x = mix(x, w.w, lane == (4u * i + 3u) * LANE_TAG);                                     \
-        }                                                                                          \
-        return x;                                                                                  \
-    }
 ELEMENTS(float16_t, f16vec4, Halves)
 ELEMENTS(float, vec4, Floats)
 #ifdef VKMQA_NARROW
