@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <vkmqa/vkmqa_runtime.h>
+#include <vkmqa/vkmqa_cache.h>
 
 // Exit codes of the program. Functions return one and have printed the reason when it is not BENCH_OK.
 typedef enum BenchResult {
@@ -32,6 +32,11 @@ typedef enum BenchOp {
     OP_MERGE,
     OP_REPLAY,
     OP_QUALITY,
+    OP_FORK,
+    OP_STEP,
+    OP_OFFLOAD,
+    OP_SAVE,
+    OP_LOAD,
     OP_CASE, // by --case only
     OP_COUNT
 } BenchOp;
@@ -64,7 +69,7 @@ typedef struct Options {
     NumberList queryTokens, contexts, batches, kTypes, vTypes; // count 0: the default
     VkmqaType ioType, newType;
     uint32_t pageSize;
-    uint32_t parts, layers; // of merge, of replay
+    uint32_t parts, layers; // of merge; of replay and the cache layer's ops
     bool causal, modified;  // modified: an option for modifiers was given
     Modifiers modifiers;
     VkmqaTier tier;
@@ -199,6 +204,10 @@ BenchResult runPlain(Session* session, const Item* item, Row* row);
 BenchResult runMerge(Session* session, const Item* item, Row* row);
 BenchResult runReplay(Session* session, const Item* item, Row* row);
 BenchResult runQuality(Session* session, const Item* item, Row* row);
+BenchResult runFork(Session* session, const Item* item, Row* row);
+BenchResult runStep(Session* session, const Item* item, Row* row);
+BenchResult runOffload(Session* session, const Item* item, Row* row);
+BenchResult runSnapshot(Session* session, const Item* item, Row* row);
 BenchResult runCaseFile(Session* session, const char* path);
 BenchResult printSystemReport(Session* session);
 void applyRoof(const Session* session, Row* row);

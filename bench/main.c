@@ -11,7 +11,8 @@
 
 const char* const opNames[OP_COUNT] = {"copy",    "read",   "fma",     "matrix", "decode",
                                        "prefill", "append", "create",  "record", "plain",
-                                       "merge",   "replay", "quality", "case"};
+                                       "merge",   "replay", "quality", "fork",   "step",
+                                       "offload", "save",   "load",    "case"};
 
 BenchResult fail(BenchResult code, const char* format, ...) {
     va_list arguments;
@@ -135,6 +136,15 @@ BenchResult runItem(Session* session, const Item* item, Row* row) {
         return runReplay(session, item, row);
     case OP_QUALITY:
         return runQuality(session, item, row);
+    case OP_FORK:
+        return runFork(session, item, row);
+    case OP_STEP:
+        return runStep(session, item, row);
+    case OP_OFFLOAD:
+        return runOffload(session, item, row);
+    case OP_SAVE:
+    case OP_LOAD:
+        return runSnapshot(session, item, row);
     default:
         return BENCH_ERROR;
     }

@@ -262,7 +262,8 @@ BenchResult parseOptions(int argc, const char** argv, Options* options, bool* ex
         FLAG("list-devices", listDevices, "list the Vulkan devices and end"),
         TEXT("op", 0, ops,
              "decode, prefill, append, merge, replay, quality, copy, read, fma, matrix, create, "
-             "record, plain (all but merge, replay, quality and plain)",
+             "record, plain (all but merge, replay, quality and plain); of the cache layer fork, step, "
+             "offload, save, load (none)",
              "OP,..."),
         TEXT("preset", 0, preset, "a model's heads; heads-32 compares MHA, GQA and MQA", "NAME"),
         FLAG("list-presets", listPresets, "list the presets and end"),
@@ -287,7 +288,7 @@ BenchResult parseOptions(int argc, const char** argv, Options* options, bool* ex
         {"causal", 0, POPT_ARG_INT, &raw.causal, 0, "1: a query sees what is before it (1)", "0|1"},
         {NULL, 0, POPT_ARG_INCLUDE_TABLE, modifierOptions, 0, "Kinds of attention:", NULL},
         TEXT("parts", 0, parts, "partial results that merge merges (4)", "N"),
-        TEXT("layers", 0, layers, "layers of a step of replay (4)", "N"),
+        TEXT("layers", 0, layers, "layers of a step of replay, of a cache that forks, offloads, saves or loads (4)", "N"),
         TEXT("kernel", 0, kernel,
              "auto, a tier (portable, subgroup, cpu) or a kernel's name (auto)", "NAME"),
         FLAG("portable-only", portableOnly, "open the device with nothing beyond Vulkan 1.1"),

@@ -219,7 +219,8 @@ uint32_t planItems(const Options* o, Item** items) {
     // Roofs come first: the rows of the other ops are judged against them.
     uint32_t judged =
         1u << OP_DECODE | 1u << OP_PREFILL | 1u << OP_APPEND | 1u << OP_MERGE | 1u << OP_REPLAY;
-    uint32_t noDefaultRows = 1u << OP_PLAIN | 1u << OP_MERGE | 1u << OP_REPLAY;
+    uint32_t cacheOps = 1u << OP_FORK | 1u << OP_STEP | 1u << OP_OFFLOAD | 1u << OP_SAVE | 1u << OP_LOAD;
+    uint32_t noDefaultRows = 1u << OP_PLAIN | 1u << OP_MERGE | 1u << OP_REPLAY | cacheOps;
     for (BenchOp op = OP_COPY; op <= OP_MATRIX; op++)
         if ((ops | (ops & judged && !(o->quick && o->ops) ? roofs : 0)) & 1u << op)
             addItem(&plan, base)->op = op;
@@ -236,7 +237,11 @@ uint32_t planItems(const Options* o, Item** items) {
             Item item = base;
             setHeads(&item, o, o->preset);
             if (ops & 1u << op)
-                addOp(&plan, o, op, item, op == OP_PREFILL ? 2048 : op == OP_QUALITY ? 512 : 4096);
+                addOp(&plan, o, op, item,
+                      op == OP_PREFILL                     ? 2048
+                      : op == OP_FORK || op == OP_STEP     ? 2000
+                      : op == OP_QUALITY                   ? 512
+                                                           : 4096);
         }
     } else {
         for (size_t i = 0; i < sizeof(defaultRows) / sizeof(defaultRows[0]); i++) {

@@ -231,6 +231,10 @@ static const char* dataName(const Item* item) {
     return item->op != OP_QUALITY ? "" : item->outliers ? "outliers" : "gaussian";
 }
 
+static bool hasLayers(const Item* item) {
+    return item->op >= OP_REPLAY && item->op != OP_QUALITY && item->op < OP_CASE;
+}
+
 static void printCsv(Report* report, const Row* row) {
     const Item* i = &row->item;
     if (!report->headerPrinted)
@@ -258,7 +262,7 @@ static void printCsv(Report* report, const Row* row) {
     printf(",%d,\"%s\",%s,", !row->wrong, isShaped(row) ? modifiers : "", dataName(i));
     if (i->op == OP_MERGE)
         printf("%u", i->parts);
-    printf(i->op == OP_REPLAY ? ",%u," : ",,", i->layers);
+    printf(hasLayers(i) ? ",%u," : ",,", i->layers);
     if (row->cacheBytesPerToken > 0)
         printf("%.9g", row->cacheBytesPerToken);
     printf(row->overhead > 0 ? ",%.4g\n" : ",\n", row->overhead);
@@ -279,7 +283,7 @@ static void addModifiers(cJSON* json, const Item* i) {
         {m->softcap > 0, "softcap", (double)m->softcap},
         {m->ropeDim, "rope_dim", m->ropeDim},
         {i->op == OP_MERGE, "parts", i->parts},
-        {i->op == OP_REPLAY, "layers", i->layers},
+        {hasLayers(i), "layers", i->layers},
     };
     char text[128];
     modifierText(m, text);

@@ -20,6 +20,7 @@
     X(GetPhysicalDeviceFeatures2)                                                                  \
     X(GetPhysicalDeviceQueueFamilyProperties)                                                      \
     X(GetPhysicalDeviceMemoryProperties)                                                           \
+    X(GetPhysicalDeviceMemoryProperties2)                                                          \
     X(CreateDevice)                                                                                \
     X(GetDeviceProcAddr)
 
@@ -32,6 +33,8 @@
     X(QueueWaitIdle)                                                                               \
     X(CreateFence)                                                                                 \
     X(DestroyFence)                                                                                \
+    X(CreateSemaphore)                                                                             \
+    X(DestroySemaphore)                                                                            \
     X(ResetFences)                                                                                 \
     X(WaitForFences)                                                                               \
     X(AllocateMemory)                                                                              \
@@ -71,6 +74,8 @@
     X(CmdDispatch)                                                                                 \
     X(CmdPipelineBarrier)                                                                          \
     X(CmdCopyBuffer)                                                                               \
+    X(CmdFillBuffer)                                                                               \
+    X(CmdUpdateBuffer)                                                                             \
     X(CmdResetQueryPool)                                                                           \
     X(CmdWriteTimestamp)
 

@@ -204,11 +204,26 @@ struct VkmqaCompactPush {
     VKMQA_UINT numPages;
 };
 
+// shift.comp
+struct VkmqaShiftPush {
+    VKMQA_ADDRESS k;
+    VKMQA_ADDRESS v;
+    VKMQA_ADDRESS list; // pages of the sequence
+    VKMQA_ADDRESS params;
+    VKMQA_UINT first;     // token that moves
+    VKMQA_UINT length_;   // tokens of the sequence before anything moves
+    VKMQA_UINT distance_; // tokens it moves by, in the list
+    VKMQA_UINT turn;      // positions that K turns back by
+    VKMQA_UINT chains;
+    VKMQA_UINT numPages;
+};
+
 #ifndef VKMQA_GLSL
 _Static_assert(sizeof(struct VkmqaAttentionPush) <= 128, "push constants of 128 bytes everywhere");
 _Static_assert(sizeof(struct VkmqaMergePush) <= 128, "push constants of 128 bytes everywhere");
 _Static_assert(sizeof(struct VkmqaMergeStatesPush) <= 128, "push constants of 128 bytes everywhere");
 _Static_assert(sizeof(struct VkmqaAppendPush) <= 128, "push constants of 128 bytes everywhere");
+_Static_assert(sizeof(struct VkmqaShiftPush) <= 128, "push constants of 128 bytes everywhere");
 _Static_assert(sizeof(struct VkmqaCompactPush) <= 128, "push constants of 128 bytes everywhere");
 #endif
 

@@ -12,7 +12,8 @@
 //   4. vkmqaGetKvRequirements, vkmqaGetScratchRequirements, vkmqaGetStepLayout,
 //      vkmqaGetParametersRequirements                                             allocate buffers
 //   5. per token and layer: vkmqaCmdAppendKv, vkmqaCmdAttention
-// Apps that have no Vulkan device of their own use <vkmqa/vkmqa_runtime.h> for steps 1, 2 and 4.
+// Apps that have no Vulkan device of their own use <vkmqa/vkmqa_runtime.h> for steps 1, 2 and 4; apps that
+// think in conversations and not in pages, <vkmqa/vkmqa_cache.h>.
 //
 // Words (the field's own):
 //   numHeadsQ, numHeadsKv   query heads, key/value heads; query head h reads KV head
@@ -199,14 +200,14 @@ typedef enum VkmqaAttentionFlagBits {
     // MLA: V is the first headDimV elements of each K row. There is no V cache and no new V; vType is kType.
     VKMQA_ATTENTION_V_PREFIX_OF_K_BIT = 0x80,
     // Append multiplies K, and q where it is given, by a Hadamard matrix (Sylvester's order, after rotary
-    // embedding) in blocks of the largest power of two that divides headDimQk, scaled to keep lengths. Scores stay what they were, and outlier channels of K spread
-    // over the block before they are quantised (QuaRot, arXiv 2404.00456). vkmqaCmdAttention expects
-    // VkmqaAppendInfo::rotatedQ. Not with V_PREFIX_OF_K: V would come out rotated.
+    // embedding) in blocks of the largest power of two that divides headDimQk, scaled to keep lengths.
+    // Scores stay what they were, and outlier channels of K spread over the block before they are quantised
+    // (QuaRot, arXiv 2404.00456). vkmqaCmdAttention expects VkmqaAppendInfo::rotatedQ. Not with V_PREFIX_OF_K: V would come out rotated.
     VKMQA_ATTENTION_HADAMARD_BIT = 0x100,
     // A sequence's out and lse are the same bits alone and in any batch, whatever the recorded maxima, the
-    // neighbours and their lengths, and after a rollback, if its queries come in the same calls. Costs: one tile size for all calls, splits of fixed
-    // size, a merge wherever maxSeqLenKv exceeds a split. Without it the bits depend on the recorded maxima,
-    // and are still the same in every run.
+    // neighbours and their lengths, and after a rollback, if its queries come in the same calls. Costs: one
+    // tile size for all calls, splits of fixed size, a merge wherever maxSeqLenKv exceeds a split. Without it the
+    // bits depend on the recorded maxima, and are still the same in every run.
     VKMQA_ATTENTION_BATCH_INVARIANT_BIT = 0x200,
     VKMQA_ATTENTION_FLAG_BITS_MAX_ENUM = 0x7FFFFFFF
 } VkmqaAttentionFlagBits;

@@ -94,6 +94,9 @@ VkResult vkmqa_create_layouts(struct VkmqaContext_T* context);
 void vkmqa_destroy_layouts(struct VkmqaContext_T* context);
 VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention);
 void vkmqa_destroy_pipelines(struct VkmqaAttention_T* attention);
+// One more, of the object's shape: the caller's to destroy.
+VkResult vkmqa_create_pipeline(struct VkmqaAttention_T* attention, uint32_t shader,
+                               uint32_t workgroupSize, VkPipeline* pipeline);
 
 // record_attention.c: vkmqaCmdAttention with a plan of the caller's making.
 VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,

@@ -146,6 +146,7 @@ struct VkmqaChoice {
     bool bind;
     uint32_t appendKernel; // bit of avoidKernels
     uint32_t appendShader, mergeShader, mergeStatesShader, compactShader;
+    uint32_t shiftShader; // of the cache layer
     uint32_t appendWorkgroupSize, mergeWorkgroupSize, compactWorkgroupSize;
     VkmqaAppendUnit appendUnit;
 };

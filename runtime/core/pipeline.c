@@ -175,6 +175,37 @@ static VkResult add_pipeline(struct VkmqaAttention_T* attention, struct Batch* b
     return VK_SUCCESS;
 }
 
+// One call, so that the driver may compile them side by side. Modules go, whatever comes of it.
+static VkResult compile(struct VkmqaContext_T* context, struct Batch* batch, VkResult result) {
+    if (result == VK_SUCCESS) {
+        result = context->vk.CreateComputePipelines(context->device, context->pipelineCache,
+                                                    batch->count, batch->infos,
+                                                    vkmqa_allocator(context), batch->pipelines);
+        if (result != VK_SUCCESS) { // the ones that were made are ours to destroy
+            for (uint32_t i = 0; i < batch->count; ++i)
+                context->vk.DestroyPipeline(context->device, batch->pipelines[i],
+                                            vkmqa_allocator(context));
+            vkmqa_fail(context, result, "Vulkan could not compile the pipelines (%d)", result);
+            result = result > 0 ? VK_ERROR_UNKNOWN : result;
+        }
+    }
+    for (uint32_t i = 0; i < batch->count; ++i)
+        context->vk.DestroyShaderModule(context->device, batch->modules[i], vkmqa_allocator(context));
+    return result;
+}
+
+VkResult vkmqa_create_pipeline(struct VkmqaAttention_T* attention, uint32_t shader,
+                               uint32_t workgroupSize, VkPipeline* pipeline) {
+    struct Batch batch = {0};
+    struct SpecData spec = make_spec(attention);
+    spec.WG_SIZE = workgroupSize;
+    VkResult result = add_pipeline(attention, &batch, shader, 0, spec);
+    result = compile(attention->context, &batch, result);
+    if (result == VK_SUCCESS)
+        *pipeline = batch.pipelines[0];
+    return result;
+}
+
 VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
     struct VkmqaContext_T* context = attention->context;
     const struct VkmqaChoice* choice = &attention->choice;
@@ -204,21 +235,7 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
         spec.WG_SIZE = others[i].workgroupSize;
         result = add_pipeline(attention, &batch, others[i].shader, 0, spec);
     }
-    // One call, so that the driver may compile them side by side.
-    if (result == VK_SUCCESS) {
-        result = context->vk.CreateComputePipelines(context->device, context->pipelineCache,
-                                                    batch.count, batch.infos,
-                                                    vkmqa_allocator(context), batch.pipelines);
-        if (result != VK_SUCCESS) { // the ones that were made are ours to destroy
-            for (uint32_t i = 0; i < batch.count; ++i)
-                context->vk.DestroyPipeline(context->device, batch.pipelines[i],
-                                            vkmqa_allocator(context));
-            vkmqa_fail(context, result, "Vulkan could not compile the pipelines (%d)", result);
-            result = result > 0 ? VK_ERROR_UNKNOWN : result;
-        }
-    }
-    for (uint32_t i = 0; i < batch.count; ++i)
-        context->vk.DestroyShaderModule(context->device, batch.modules[i], vkmqa_allocator(context));
+    result = compile(context, &batch, result);
     if (result != VK_SUCCESS)
         return result;
     memcpy(attention->attention, batch.pipelines, choice->count * sizeof(VkPipeline));

@@ -331,6 +331,7 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
     choice->mergeStatesShader = bind ? VKMQA_SHADER_MERGE_STATES_BIND : VKMQA_SHADER_MERGE_STATES;
     choice->compactShader = bind ? VKMQA_SHADER_COMPACT_BIND : VKMQA_SHADER_COMPACT;
     choice->compactWorkgroupSize = 32;
+    choice->shiftShader = bind ? VKMQA_SHADER_SHIFT_BIND : VKMQA_SHADER_SHIFT;
     // CPU drivers run a workgroup as one loop over subgroups: small ones cost them nothing.
     bool cpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
     choice->mergeWorkgroupSize = cpu ? max_of(caps->subgroupSize, 4) : 32;

@@ -73,7 +73,7 @@ struct VkmqaPhysical {
     VkPhysicalDevice handle;
     VkmqaDeviceProperties properties;
     bool usable; // Vulkan 1.1 and a compute queue
-    bool portabilitySubset;
+    bool portabilitySubset, memoryBudget; // extensions
     uint32_t computeFamily, transferFamily; // equal where there is no transfer queue of its own
     uint32_t timestampBits;                 // valid bits on the compute family
 };
@@ -93,6 +93,7 @@ VkResult vkmqa_select_physical(const struct VkmqaMessenger* messenger, const cha
 // ---- open.c ----------------------------------------------------------------------------------
 
 struct VkmqaTransfer;
+struct VkmqaCopies;
 
 struct VkmqaDevice_T {
     uint32_t magic;
@@ -113,6 +114,7 @@ struct VkmqaDevice_T {
     bool skipVerification;
     uint32_t memoryCount, commandsCount;
     struct VkmqaTransfer* transfer; // made at the first upload or download
+    struct VkmqaCopies* copies;     // all that were ever made
 };
 
 bool vkmqa_is_device(VkmqaDevice device);
@@ -145,6 +147,28 @@ VkResult vkmqa_make_memory(VkmqaDevice device, const char* call, VkmqaMemoryKind
 void vkmqa_free_memory(VkmqaMemory memory);
 // Frees what a forked child has of it and leaves the driver's objects to the parent.
 void vkmqa_forget_memory(VkmqaMemory memory);
+
+// Bytes of the largest device-local heap that the driver says this process may still take
+// (VK_EXT_memory_budget), at least 1; 0 where it does not say.
+VkDeviceSize vkmqa_device_budget(VkmqaDevice device);
+
+// ---- copies.c --------------------------------------------------------------------------------
+
+struct VkmqaCopy {
+    VkBuffer from, to;
+    VkBufferCopy region;
+};
+
+// Starts copies on the transfer queue, after everything submitted to the compute queue so far. With
+// computeWaits, what is submitted to the compute queue from now on waits for them.
+VkResult vkmqa_start_copies(VkmqaDevice device, const char* call, uint32_t count,
+                            const struct VkmqaCopy* copies, bool computeWaits,
+                            struct VkmqaCopies** pending);
+// Waits. VK_TIMEOUT: not yet done; any other result ends them and sets *pending to null.
+VkResult vkmqa_finish_copies(VkmqaDevice device, const char* call, uint64_t timeoutNs,
+                             struct VkmqaCopies** pending);
+void vkmqa_destroy_copies(VkmqaDevice device); // nothing may be pending
+void vkmqa_forget_copies(VkmqaDevice device);  // as vkmqa_forget_memory
 
 // ---- transfer.c ------------------------------------------------------------------------------
 

@@ -115,6 +115,7 @@ static void describe_vulkan_1_1(const struct VkmqaLoader* loader, struct VkmqaPh
     }
     // The macro stands in vulkan_beta.h.
     physical->portabilitySubset = has_extension(extensions, count, "VK_KHR_portability_subset");
+    physical->memoryBudget = has_extension(extensions, count, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
 }
 
 static VkResult describe(const struct VkmqaLoader* loader, uint32_t index,

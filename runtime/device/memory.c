@@ -183,6 +183,29 @@ void vkmqa_forget_memory(VkmqaMemory memory) {
     free(memory);
 }
 
+VkDeviceSize vkmqa_device_budget(VkmqaDevice device) {
+    VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT,
+    };
+    VkPhysicalDeviceMemoryProperties2 properties = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2,
+        .pNext = &budget,
+    };
+    if (!device->physical.memoryBudget || vkmqa_check_device(device, "vkmqaGetCacheRequirements"))
+        return 0;
+    device->loader.vk.GetPhysicalDeviceMemoryProperties2(device->physical.handle, &properties);
+    const VkPhysicalDeviceMemoryProperties* memory = &properties.memoryProperties;
+    VkDeviceSize left = 0, largest = 0;
+    for (uint32_t i = 0; i < memory->memoryHeapCount; ++i) {
+        if (!(memory->memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) ||
+            memory->memoryHeaps[i].size <= largest)
+            continue;
+        largest = memory->memoryHeaps[i].size;
+        left = budget.heapBudget[i] > budget.heapUsage[i] ? budget.heapBudget[i] - budget.heapUsage[i] : 1;
+    }
+    return left;
+}
+
 VkResult vkmqaCreateMemory(VkmqaDevice device, VkmqaMemoryKind kind, VkDeviceSize size,
                            VkmqaMemory* memory) {
     static const char call[] = "vkmqaCreateMemory";

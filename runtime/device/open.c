@@ -235,6 +235,7 @@ static void destroy_device(VkmqaDevice device) {
     if (device->handle) {
         if (device->transfer)
             vkmqa_destroy_transfer(device);
+        vkmqa_destroy_copies(device);
         if (device->pipelineCache)
             vk->DestroyPipelineCache(device->handle, device->pipelineCache, NULL);
         if (device->idleFence)
@@ -315,6 +316,7 @@ void vkmqaCloseDevice(VkmqaDevice device) {
         // The driver's threads stayed in the parent, and destroying its objects would wait for
         // them. The context stays, since attention objects of the child may still speak of it.
         vkmqa_forget_transfer(device);
+        vkmqa_forget_copies(device);
         device->magic = 0;
         free(device);
         return;
