@@ -69,8 +69,11 @@ static BenchResult printKernels(Session* session) {
         {"gemma-2b", VKMQA_TYPE_F16},   {"gemma2-9b", VKMQA_TYPE_F16},
         {"gpt-oss", VKMQA_TYPE_F16},    {"deepseek-mla", VKMQA_TYPE_F16},
     };
-    printf("\n| model | cache | decode kernel at 4096 | prefill kernel, 512 at 2048 | result "
-           "|\n|---|---|---|---|---|\n");
+    // A CPU would take minutes for each of the longer prefills.
+    bool small = session->options->quick || session->properties.type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    uint32_t decodeContext = small ? 1024 : 4096, tokens = small ? 16 : 512, prefillContext = small ? 256 : 2048;
+    printf("\n| model | cache | decode kernel at %u | prefill kernel, %u at %u | result "
+           "|\n|---|---|---|---|---|\n", decodeContext, tokens, prefillContext);
     BenchResult worst = BENCH_OK;
     for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++) {
         const Preset* p = findPreset(models[i].preset);
@@ -82,7 +85,7 @@ static BenchResult printKernels(Session* session) {
             .headDimQk = p->headDimQk,
             .headDimV = p->headDimV,
             .queryTokens = 1,
-            .context = 4096,
+            .context = decodeContext,
             .batch = 1,
             .ioType = VKMQA_TYPE_F16,
             .newType = VKMQA_TYPE_F16,
@@ -94,8 +97,8 @@ static BenchResult printKernels(Session* session) {
         Row decode, prefill;
         BenchResult result = runItem(session, &item, &decode);
         item.op = OP_PREFILL;
-        item.queryTokens = session->options->quick ? 32 : 512;
-        item.context = 2048;
+        item.queryTokens = tokens;
+        item.context = prefillContext;
         if (result == BENCH_OK)
             result = runItem(session, &item, &prefill);
         if (result != BENCH_OK)

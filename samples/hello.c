@@ -4,13 +4,19 @@
 #include <vkmqa/vkmqa_runtime.h>
 
 #define CHECK(call) do { VkResult r = (call); if (r) return fprintf(stderr, #call ": %d\n", r), 1; } while (0)
+static void say(VkmqaSeverity severity, const char* text, void* userData) { // why a call failed, in a sentence
+    if (severity == VKMQA_SEVERITY_ERROR)
+        fprintf(userData, "vkmqa: %s\n", text);
+}
 enum { HEADS = 71, DIM = 64, CONTEXT = 2048 }; // 71 query heads share one key/value head
 
 int main(void) {
     VkmqaDevice device;
     VkmqaAttention attention;
     VkmqaCommands commands;
-    CHECK(vkmqaOpenDevice(&(VkmqaDeviceOpenInfo){.structSize = sizeof(VkmqaDeviceOpenInfo)}, &device));
+    CHECK(vkmqaOpenDevice(&(VkmqaDeviceOpenInfo){.structSize = sizeof(VkmqaDeviceOpenInfo),
+                                                 .messageCallback = say, .messageUserData = stderr},
+                          &device));
     CHECK(vkmqaDeviceCreateAttention(
         device, &(VkmqaAttentionCreateInfo){.structSize = sizeof(VkmqaAttentionCreateInfo),
                                             .flags = VKMQA_ATTENTION_CAUSAL_BIT, .numHeadsQ = HEADS,

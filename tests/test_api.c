@@ -418,6 +418,11 @@ static void checkAttention(VkmqaAttention attention, Calls* calls, bool portable
     REJECTS(vkmqaCmdAttention(NULL, calls->commandBuffer, &calls->attend), INVALID, NULL);
     REJECTS(vkmqaCmdAttention(attention, VK_NULL_HANDLE, &calls->attend), INVALID, "commandBuffer");
     REJECTS(vkmqaCmdAttention(attention, calls->commandBuffer, NULL), INVALID, "info");
+    VkmqaAttentionInfo inPlace = calls->attend;
+    inPlace.out = inPlace.q;
+    REJECTS(vkmqaCmdAttention(attention, calls->commandBuffer, &inPlace), INVALID, "begins where info.q does");
+    inPlace.out = (VkmqaBuffer){0};
+    REJECTS(vkmqaCmdAttention(attention, calls->commandBuffer, &inPlace), INVALID, "info.out has no buffer");
     SPOILED(attend.structSize, 0, "structSize");
     SPOILED(attend.step, NULL, "step");
     SPOILED(attend.kv, NULL, "kv");

@@ -23,9 +23,11 @@
 //                           cuSeqlensQ[b] .. cuSeqlensQ[b + 1] - 1 of q
 //   seqLensKv               int32 [batch]: tokens in the cache, this step's included
 //   pageTable               int32 [batch, maxPages]: the pages of each sequence, in order
-//   slotMapping             int32 [newTokens]: page * pageSize + offset of each new token; -1 skips it
+//   slotMapping             int32 [newTokens]: page * pageSize + offset of each new token; -1 skips it. For
+//                           position p of a sequence: pageTable[p / pageSize] * pageSize + p % pageSize
 //   positions               int32 [newTokens]: of each new token in its sequence, for rotary embedding
-//   lse                     natural logarithm of the sum of exp(score), one per query token and head
+//   lse                     natural logarithm of the sum of exp(score), the sink's included, one per query
+//                           token and head
 //   row                     one (query token, query head) pair
 //
 // Kernels with descriptors: the portable tier, and a few of the cpu tier, reach buffers through descriptor
@@ -34,7 +36,8 @@
 // maxStorageBufferRange. "With descriptors" below means them.
 //
 // Semantics: score = scale * dot(q, k) in f32, then softcap * tanh(score / softcap), then ALiBi, then the
-// masks; out = softmax(score) v, a sink counting in the softmax's denominator only. Query token i of a
+// masks; out = softmax(score) v, a sink (a logit as it is: neither scaled nor capped) counting in the
+// softmax's denominator only. Query token i of a
 // sequence sits at position i + seqLenKv - seqLenQ (bottom-right alignment); windows, chunks and ALiBi
 // measure from there. Every restriction that is asked for must allow a position. A row that may attend
 // nothing gives out = 0 and lse = its sink, or -inf without one. What no row may attend may hold anything,
@@ -214,7 +217,7 @@ typedef enum VkmqaAttentionFlagBits {
 typedef VkFlags VkmqaAttentionFlags;
 
 // Rotary position embedding (Su et al., arXiv 2104.09864), done by append: elements (a, b) of pair i turn by
-// position * frequency[i].
+// position * frequency[i]: a' = a cos - b sin, b' = a sin + b cos.
 typedef enum VkmqaRopeStyle {
     VKMQA_ROPE_NONE = 0,
     VKMQA_ROPE_NEOX = 1,        // pair i is elements i and i + ropeDim / 2
@@ -297,7 +300,8 @@ VKMQA_API VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t num
                                           VkmqaKvRequirements* requirements);
 
 // The most a recorded call will ever see; the contents of the step metadata may change from one
-// execution of the command buffer to the next within them.
+// execution of the command buffer to the next within them. For fewer sequences repeat the last entry of
+// cuSeqlensQ and give 0 in seqLensKv; for fewer new tokens give -1 in slotMapping.
 typedef struct VkmqaStepLimits {
     uint32_t batch;       // sequences
     uint32_t totalQ;      // query tokens of all sequences
@@ -329,7 +333,7 @@ typedef struct VkmqaStepLayout {
     // the sequence's own; those of sequence b are accepted[cuAccepted[b]] .. [cuAccepted[b + 1] - 1].
     uint32_t cuAccepted; // [batch + 1], with TREE_MASK; else VKMQA_NONE
     uint32_t accepted;   // [totalQ]
-    uint32_t status;     // one word, or VKMQA_NONE. Kernels OR VkmqaStatusFlagBits into it
+    uint32_t status; // one word, or VKMQA_NONE. Kernels OR VkmqaStatusFlagBits into it; you set it to 0
 } VkmqaStepLayout;
 
 // The packed layout for these limits: fills layout and the requirements of the metadata buffer. Other
@@ -426,8 +430,7 @@ typedef struct VkmqaAppendInfo {
 
 // Records rotary embedding, Hadamard rotation, conversion and scatter of new K and V rows into the cache,
 // one dispatch for all sequences. Reads slotMapping (and positions, queryPositions) of the step; writes the
-// slots' rows, rotatedQ and nothing else. A slot given
-// twice in one step holds an unspecified mix of both rows. Sync scope: reads and writes in
+// slots' rows, rotatedQ and nothing else. A slot given twice in one step holds an unspecified mix of both rows. Sync scope: reads and writes in
 // VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT; make the inputs visible to it before. A following
 // vkmqaCmdAttention or vkmqaCmdAppendKv in the same command buffer is ordered by the library; every
 // other consumer needs a barrier from SHADER_WRITE of the compute stage. The previous readers of the
@@ -440,7 +443,9 @@ typedef struct VkmqaAttentionInfo {
     VkmqaRecorder recorder; // with descriptors, where none can be pushed
     const VkmqaStep* step;
     const VkmqaKv* kv;
-    VkmqaBuffer q;       // [totalQ, numHeadsQ, headDimQk] of ioType
+    // [totalQ, numHeadsQ, headDimQk] of ioType; with a ropeStyle or HADAMARD VkmqaAppendInfo::rotatedQ, since this
+    // call turns nothing.
+    VkmqaBuffer q;
     VkmqaBuffer out;     // [totalQ, numHeadsQ, headDimV] of ioType; overlaps nothing else of the call
     VkmqaBuffer lse;     // f32 [totalQ, numHeadsQ]; all zero: not written
     VkmqaBuffer scratch; // vkmqaGetScratchRequirements(step.limits)
@@ -553,8 +558,7 @@ typedef struct VkmqaVerifyInfo {
 } VkmqaVerifyInfo;
 
 // Runs every append and attention pipeline of the object, with and without a merge, on small known inputs and
-// compares with
-// arithmetic on the host. failedKernels: bit k set, kernel k answered wrongly: create the object anew
+// compares with arithmetic on the host. failedKernels: bit k set, kernel k answered wrongly: create the object anew
 // with avoidKernels |= failedKernels. VK_SUCCESS means the test ran, VK_TIMEOUT that it did not finish
 // (the queue may still be at it, so its command buffer and fence are left behind). This call submits to
 // the queue and waits.

@@ -19,9 +19,14 @@ uint64_t vkmqa_use_buffer(struct VkmqaCall* call, const char* field, const Vkmqa
     if (call->result != VK_SUCCESS)
         return 0;
     bool bind = call->attention->choice.bind;
-    if (!buffer->buffer && (bind || !buffer->address)) {
-        vkmqa_reject(call, "%s has no buffer%s; give a VkBuffer%s", field, bind ? "" : " and no address",
-               bind ? ", which kernels with descriptors need" : " or a device address");
+    if (!buffer->buffer && !buffer->address) {
+        vkmqa_reject(call, "%s has no buffer and no address; this call needs %llu bytes there (of a range outside "
+                           "its memory vkmqaGetMemoryRange gives nothing)", field, (unsigned long long)bytes);
+        return 0;
+    }
+    if (!buffer->buffer && bind) {
+        vkmqa_reject(call, "%s has no buffer, only an address; give the VkBuffer too, which kernels with "
+                           "descriptors need", field);
         return 0;
     }
     if (buffer->size < bytes) {

@@ -77,6 +77,10 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
                                      (uint64_t)limits->totalQ * push.maskStride * 4, VKMQA_BIND_MASK);
     }
     // The result's buffers, and scratch in their place where there are splits.
+    if (info->q.buffer == info->out.buffer && info->q.offset == info->out.offset &&
+        info->q.address == info->out.address)
+        vkmqa_reject(&call, "info.out begins where info.q does; other workgroups still read q there, so give it "
+                            "a place of its own");
     uint64_t out = vkmqa_use_buffer(&call, "info.out", &info->out, bytesOut, VKMQA_BIND_OUT), lse = 0;
     if (push.splitsAndFlags & VKMQA_WRITE_LSE)
         lse = vkmqa_use_buffer(&call, "info.lse", &info->lse,
