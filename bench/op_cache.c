@@ -90,7 +90,8 @@ static BenchResult openBench(Session* session, const Item* item, uint32_t sequen
     return result;
 }
 
-static BenchResult makeSequence(Bench* bench, uint32_t tokens, VkmqaSequence* sequence) {
+static BenchResult makeSequence(Session* session, Bench* bench, uint32_t tokens, VkmqaSequence* sequence) {
+    double seconds;
     BenchResult result =
         checkVk(vkmqaCreateSequence(bench->cache, NULL, sequence, NULL), "creating a sequence");
     while (result == BENCH_OK && tokens) {
@@ -98,6 +99,13 @@ static BenchResult makeSequence(Bench* bench, uint32_t tokens, VkmqaSequence* se
         const VkmqaStepBuildInfo info = {.structSize = sizeof(info), .count = 1, .tokens = &fresh};
         VkmqaCacheStep step = {.structSize = sizeof(step)};
         result = checkVk(vkmqaBuildStep(bench->cache, &info, &step), "building a step");
+        if (result == BENCH_OK)
+            result = checkVk(vkmqaBeginCommands(bench->commands), "beginning commands");
+        if (result == BENCH_OK)
+            result = checkVk(vkmqaCmdUpdateCache(bench->cache, vkmqaGetCommandBuffer(bench->commands), &step),
+                             "recording a step");
+        if (result == BENCH_OK)
+            result = submitAndWait(session, bench->commands, &seconds);
         tokens -= fresh.newTokens;
     }
     return result;
@@ -121,10 +129,10 @@ BenchResult runFork(Session* session, const Item* item, Row* row) {
                                    item->layers, 0, &bench);
     if (result != BENCH_OK)
         return result;
-    VkmqaSequence source, forks[FORKS];
+    VkmqaSequence source, forks[FORKS] = {0};
     VkmqaSequenceTokens fresh[FORKS];
     double forking[ROUNDS], copying[ROUNDS];
-    result = makeSequence(&bench, tokens, &source);
+    result = makeSequence(session, &bench, tokens, &source);
     for (int round = 0; result == BENCH_OK && round < ROUNDS; round++) {
         double start = secondsNow();
         VkResult forked = VK_SUCCESS;
@@ -179,7 +187,7 @@ BenchResult runStep(Session* session, const Item* item, Row* row) {
     VkmqaSequenceTokens* tokens = allocate(batch, sizeof(*tokens));
     double samples[STEPS];
     for (uint32_t i = 0; result == BENCH_OK && i < batch; i++) {
-        result = makeSequence(&bench, item->context, &tokens[i].sequence);
+        result = makeSequence(session, &bench, item->context, &tokens[i].sequence);
         tokens[i].newTokens = 1;
     }
     const VkmqaStepBuildInfo info = {.structSize = sizeof(info), .count = batch, .tokens = tokens};
@@ -251,7 +259,7 @@ BenchResult runOffload(Session* session, const Item* item, Row* row) {
     VkmqaSequence sequence;
     result = fillMemory(&bench, VKMQA_MEMORY_DOWNLOAD, bench.pageBytes * pages, &plain.host);
     if (result == BENCH_OK)
-        result = makeSequence(&bench, item->context, &sequence);
+        result = makeSequence(session, &bench, item->context, &sequence);
     for (int i = -1; result == BENCH_OK && i < SAMPLES; i++) { // the first round touches everything
         double start = secondsNow();
         VkResult moved = vkmqaOffloadSequence(bench.cache, sequence);
@@ -373,7 +381,7 @@ BenchResult runSnapshot(Session* session, const Item* item, Row* row) {
     memset(bytes, 1, size);
     double plain[SAMPLES], own[SAMPLES], unused;
     VkmqaSequence sequence;
-    result = makeSequence(&bench, item->context, &sequence);
+    result = makeSequence(session, &bench, item->context, &sequence);
     if (result == BENCH_OK && load) // what will be read
         result = timeRound(&bench, false, sequence, names, bytes, size, &unused, &unused);
     for (int i = 0; result == BENCH_OK && i < SAMPLES; i++)

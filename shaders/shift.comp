@@ -93,7 +93,7 @@ void main() {
     uint rows = pc.chains * NUM_HEADS_KV;
     bool isV = group >= rows;
     uint index = isV ? group - rows : group, head = index % NUM_HEADS_KV, chain = index / NUM_HEADS_KV;
-    if (chain >= pc.chains || (isV && pc.distance_ == 0u))
+    if (chain >= pc.chains || (isV && (pc.distance_ == 0u || V_PREFIX != 0u)))
         return;
     uint token = pc.first + chain;
     uint count = pc.distance_ == 0u ? 1u : (pc.length_ - token + pc.distance_ - 1u) / pc.distance_;

@@ -258,18 +258,18 @@ void checkRows(World* world, ModelSequence* sequence) {
                                  model[i]);
                 memcpy(model, device, ROW * sizeof(*model));
             }
+            // A page that nobody else has had since it was cleared holds zeros past the length.
+            if (!(kind->flags & VKMQA_CACHE_CLEAR_FREED_BIT) || !sequence->pure || sequence->length % kind->pageSize == 0)
+                continue;
+            uint32_t page = record->pages[sequence->length / kind->pageSize];
+            for (uint32_t t = sequence->length % kind->pageSize; t < kind->pageSize; t++)
+                for (uint32_t i = 0; i < HEADS * oracleRowDataBytes(&shape); i++) {
+                    uint32_t h = i / (uint32_t)oracleRowDataBytes(&shape);
+                    const uint8_t* row = image + oracleRowOffset(&shape, page * kind->pageSize + t, h);
+                    if (row[i % oracleRowDataBytes(&shape)])
+                        fail_msg("%s: layer %u, %c: page %u was not cleared", kind->name, l, isV ? 'V' : 'K', page);
+                }
         }
-    }
-    // A page that nobody else has had since it was cleared holds zeros past the length.
-    if ((kind->flags & VKMQA_CACHE_CLEAR_FREED_BIT) && sequence->pure && sequence->length % kind->pageSize) {
-        uint32_t page = record->pages[sequence->length / kind->pageSize];
-        for (uint32_t t = sequence->length % kind->pageSize; t < kind->pageSize; t++)
-            for (uint32_t h = 0; h < HEADS; h++) {
-                const uint8_t* row = image + oracleRowOffset(&shape, page * kind->pageSize + t, h);
-                for (size_t i = 0; i < oracleRowDataBytes(&shape); i++)
-                    if (row[i])
-                        fail_msg("%s: page %u was not cleared", kind->name, page);
-            }
     }
     free(rows);
     free(image);

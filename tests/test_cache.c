@@ -290,10 +290,11 @@ static void append(World* world) {
     if (randomBelow(&world->random, 2))
         info.limits = (VkmqaStepLimits){.batch = SEQUENCES, .totalQ = MOST_NEW, .maxSeqLenQ = MOST_NEW,
                                         .maxSeqLenKv = world->cache->maxSeqLenKv, .newTokens = MOST_NEW};
-    if (randomBelow(&world->random, 4) == 0) // what is reserved must serve, and otherwise nothing
-        vkmqaReserveTokens(world->cache, count, tokens);
+    bool reserve = randomBelow(&world->random, 4) == 0; // what is reserved must serve
+    VkResult reserved = reserve ? vkmqaReserveTokens(world->cache, count, tokens) : VK_SUCCESS;
     VkmqaCacheStep step = {.structSize = sizeof(step)};
     VkResult result = vkmqaBuildStep(world->cache, &info, &step);
+    assert_true(!reserve || result == reserved);
     world->counts[result == VK_SUCCESS ? APPENDED : FULL]++;
     if (result == VK_ERROR_OUT_OF_POOL_MEMORY)
         return; // and checkBooks finds everything as it was

@@ -55,13 +55,19 @@ static VkmqaSequence makeSequence(VkmqaCache cache) {
     return sequence;
 }
 
-// Tokens without ids, in a step that nobody records.
+// A step whose command buffer is left out.
+static void buildStep(VkmqaCache cache, const VkmqaStepBuildInfo* info, VkmqaCacheStep* step) {
+    REQUIRE(vkmqaBuildStep(cache, info, step));
+    cache->recordedSteps = cache->stepCount;
+}
+
+// Tokens without ids.
 static void grow(VkmqaCache cache, VkmqaSequence sequence, uint32_t count) {
     while (count) {
         const VkmqaSequenceTokens tokens = {sequence, count < 64 ? count : 64, NULL, NULL};
         const VkmqaStepBuildInfo info = {.structSize = sizeof(info), .count = 1, .tokens = &tokens};
         VkmqaCacheStep step = {.structSize = sizeof(step)};
-        REQUIRE(vkmqaBuildStep(cache, &info, &step));
+        buildStep(cache, &info, &step);
         count -= tokens.newTokens;
     }
 }
@@ -222,7 +228,7 @@ static void callsRejectBadInput(void** state) {
     tokens[0].newTokens = tokens[1].newTokens = 0;
     BUILD("no new token");
     tokens[0].newTokens = 65;
-    BUILD("totalQ would be 65");
+    BUILD("65 new tokens");
     tokens[0].newTokens = 10;
     build.limits.batch = 1;
     BUILD("limits.batch is 1; this step has 2");
@@ -249,7 +255,7 @@ static void callsRejectBadInput(void** state) {
     REQUIRE(vkmqaBeginCommands(commands));
     VkCommandBuffer commandBuffer = vkmqaGetCommandBuffer(commands);
     step.slot = 3;
-    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &step), "slot is 3");
+    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &step), "slot 3");
     VkmqaShiftInfo shift = {.structSize = sizeof(shift), .recorder = vkmqaGetCommandsRecorder(commands),
                             .sequence = a, .keep = 1, .drop = 20};
 #define SHIFT(word) REJECTS(vkmqaCmdShiftSequence(cache, commandBuffer, &shift), word)
@@ -323,7 +329,7 @@ static void lastHolderKeepsThePage(void** state) {
     const VkmqaSequenceTokens tokens[] = {{first, 1, NULL, NULL}, {second, 1, NULL, NULL}};
     const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 2, .tokens = tokens};
     VkmqaCacheStep step = {.structSize = sizeof(step)};
-    REQUIRE(vkmqaBuildStep(cache, &build, &step));
+    buildStep(cache, &build, &step);
     assert_int_equal(stateOf(cache).freePages, 0);
     assert_int_equal(stateOf(cache).sharedPages, 0);
     vkmqaDestroyCache(cache);
@@ -347,7 +353,7 @@ static void conversationsShareTheirPrompt(void** state) {
     VkmqaCacheStep step = {.structSize = sizeof(step)};
     VkmqaSequenceTokens tokens = {first, PROMPT, ids, NULL};
     const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-    REQUIRE(vkmqaBuildStep(cache, &build, &step));
+    buildStep(cache, &build, &step);
     const uint32_t promptPages = PROMPT / PAGE;
     assert_int_equal(stateOf(cache).usedPages, promptPages);
     for (uint32_t i = 0; i < CONVERSATIONS; i++) { // by their tokens, and by forks
@@ -358,7 +364,7 @@ static void conversationsShareTheirPrompt(void** state) {
         assert_int_equal(reused, PROMPT);
         tokens.newTokens = 1;
         tokens.tokenIds = ids + PROMPT;
-        REQUIRE(vkmqaBuildStep(cache, &build, &step));
+        buildStep(cache, &build, &step);
         VkmqaSequence fork;
         REQUIRE(vkmqaForkSequence(cache, tokens.sequence, PROMPT, &fork));
     }
@@ -392,7 +398,7 @@ static void prefixesOutliveTheirSequences(void** state) {
     for (uint32_t i = 0; i < 2; i++) {
         const VkmqaSequenceTokens tokens = {sequence, 4 * PAGE, ids + i * 4 * PAGE, NULL};
         const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-        REQUIRE(vkmqaBuildStep(cache, &build, &step));
+        buildStep(cache, &build, &step);
     }
     REQUIRE(vkmqaDestroySequence(cache, sequence));
     assert_int_equal(stateOf(cache).freePages, PAGES);
@@ -416,6 +422,201 @@ static uint32_t reusedTokens(VkmqaCache cache, const uint32_t* ids, uint32_t cou
     return reused;
 }
 
+// All pages in one bucket: what is found is found by its ids and by what stands before it.
+static void hashesProveNothing(void** state) {
+    (void)state;
+    const VkmqaCacheCreateInfo info = goodInfo();
+    VkmqaCache cache = makeCache(&info);
+    cache->bucketCount = 1;
+    enum { FIRST, SECOND, OTHER }; // pages by what they hold
+    uint32_t ids[3][PAGE], prompt[2 * PAGE];
+    for (uint32_t i = 0; i < PAGE; i++)
+        for (uint32_t page = FIRST; page <= OTHER; page++)
+            ids[page][i] = 10 * i + (i == PAGE - 1 ? page : 0);
+    VkmqaCacheStep step = {.structSize = sizeof(step)};
+    const uint32_t begun[][2] = {{FIRST, 1}, {SECOND, 1}, {OTHER, 0}}; // and the sequence it goes to
+    VkmqaSequence sequences[2] = {makeSequence(cache), makeSequence(cache)};
+    for (size_t i = 0; i < COUNT(begun); i++) { // [first, second] and [other]
+        const VkmqaSequenceTokens tokens = {sequences[begun[i][1]], PAGE, ids[begun[i][0]], NULL};
+        const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+        buildStep(cache, &build, &step);
+    }
+    const uint32_t expected[3][3] = {{1, 2, 1}, {0, 0, 0}, {1, 1, 1}}; // pages
+    for (uint32_t i = 0; i < 9; i++) {
+        memcpy(prompt, ids[i / 3], sizeof ids[0]);
+        memcpy(prompt + PAGE, ids[i % 3], sizeof ids[0]);
+        uint32_t reused = reusedTokens(cache, prompt, COUNT(prompt));
+        if (reused != expected[i / 3][i % 3] * PAGE)
+            fail_msg("%u tokens of the prompt of pages %u and %u are found", reused, i / 3, i % 3);
+    }
+    vkmqaDestroyCache(cache);
+}
+
+// Steps that are built and not recorded: nothing that misses them goes on, and what they never wrote is no prefix.
+static void unrecordedStepsCount(void** state) {
+    (void)state;
+    const VkmqaCacheCreateInfo info = goodInfo();
+    VkmqaCache cache = makeCache(&info), other = makeCache(&info);
+    VkmqaCommands commands;
+    REQUIRE(vkmqaCreateCommands(harness.device, &commands));
+    REQUIRE(vkmqaBeginCommands(commands));
+    VkCommandBuffer commandBuffer = vkmqaGetCommandBuffer(commands);
+    uint32_t ids[4 * PAGE];
+    for (uint32_t i = 0; i < COUNT(ids); i++)
+        ids[i] = 5 * i;
+    VkmqaSequence sequence = makeSequence(cache);
+    VkmqaCacheStep steps[5];
+    for (uint32_t i = 0; i < COUNT(steps); i++) {
+        const VkmqaSequenceTokens tokens = {sequence, PAGE, ids + (i < 4 ? i : 0) * PAGE, NULL};
+        const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+        steps[i] = (VkmqaCacheStep){.structSize = sizeof(steps[i])};
+        if (i == 4)
+            REQUIRE(vkmqaTruncateSequence(cache, sequence, 0));
+        REQUIRE(vkmqaBuildStep(cache, &build, &steps[i]));
+        assert_int_equal(steps[i].number, i + 1);
+        if (i == 1)
+            REQUIRE(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[0]));
+        if (i == 3)
+            break; // three wait: numbers 2, 3 and 4
+    }
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
+    const VkmqaShiftInfo shift = {.structSize = sizeof(shift), .sequence = sequence, .drop = 1};
+    const VkmqaSnapshotInfo snapshot = {.structSize = sizeof(snapshot), .path = "/tmp/never-written"};
+    uint32_t count = 1;
+    VkmqaSequence loaded;
+    REJECTS(vkmqaOffloadSequence(cache, sequence), "3 steps have been built and not recorded");
+    REJECTS(vkmqaCmdShiftSequence(cache, commandBuffer, &shift), "not recorded");
+    REJECTS(vkmqaSaveSequences(cache, 1, &sequence, &snapshot), "not recorded");
+    REJECTS(vkmqaLoadSequences(cache, &snapshot, &count, &loaded), "not recorded");
+    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[0]), "number is 1: it has been recorded");
+    REJECTS(vkmqaCmdUpdateCache(other, commandBuffer, &steps[1]), "none of this cache's");
+    VkmqaCacheStep wrong = steps[1];
+    wrong.step.limits.batch = 5;
+    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &wrong), "none of this cache's");
+    // A later step overtakes: the second page was never written, and what stands behind it is lost with it.
+    REQUIRE(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[2]));
+    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[1]), "overtaken");
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
+    REQUIRE(vkmqaDiscardSteps(cache));
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
+    REQUIRE(vkmqaOffloadSequence(cache, sequence));
+    REQUIRE(vkmqaFinishTransfers(cache, UINT64_MAX));
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), 0);
+    REQUIRE(vkmqaRestoreSequence(cache, sequence));
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
+    // Its sequence gone, a page that was discarded is free, and not for whoever has its ids.
+    REQUIRE(vkmqaTruncateSequence(cache, sequence, 0));
+    const VkmqaSequenceTokens tokens = {sequence, 2 * PAGE, ids + 2 * PAGE, NULL};
+    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+    REQUIRE(vkmqaBuildStep(cache, &build, &steps[1]));
+    REQUIRE(vkmqaDestroySequence(cache, sequence));
+    uint32_t reusable = stateOf(cache).reusablePages;
+    assert_int_equal(reusedTokens(cache, ids + 2 * PAGE, 2 * PAGE), 0);
+    REQUIRE(vkmqaDiscardSteps(cache));
+    assert_int_equal(stateOf(cache).reusablePages, reusable - 2);
+    assert_int_equal(reusedTokens(cache, ids + 2 * PAGE, 2 * PAGE), 0);
+    vkmqaDestroyCommands(commands);
+    vkmqaDestroyCache(other);
+    vkmqaDestroyCache(cache);
+}
+
+// Two steps are built before the first is recorded: a page copy for the last waits for the one before.
+static void copiesComeBehindEarlierSteps(void** state) {
+    (void)state;
+    VkmqaCacheCreateInfo info = goodInfo();
+    info.flags = VKMQA_CACHE_CLEAR_FREED_BIT; // of the first step's page
+    VkmqaCache cache = makeCache(&info);
+    VkmqaCommands commands;
+    REQUIRE(vkmqaCreateCommands(harness.device, &commands));
+    REQUIRE(vkmqaBeginCommands(commands));
+    VkCommandBuffer commandBuffer = vkmqaGetCommandBuffer(commands);
+    VkmqaSequence first = makeSequence(cache), fork;
+    VkmqaSequenceTokens tokens = {first, PAGE / 2, NULL, NULL};
+    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+    VkmqaCacheStep steps[2] = {{.structSize = sizeof(steps[0])}, {.structSize = sizeof(steps[1])}};
+    REQUIRE(vkmqaBuildStep(cache, &build, &steps[0]));
+    REQUIRE(vkmqaForkSequence(cache, first, PAGE / 2, &fork));
+    tokens = (VkmqaSequenceTokens){fork, 1, NULL, NULL};
+    REQUIRE(vkmqaReserveTokens(cache, 1, &tokens)); // the copy, and nothing is left for the build to take
+    uint32_t used = stateOf(cache).usedPages;
+    assert_int_equal(used, 2);
+    REQUIRE(vkmqaBuildStep(cache, &build, &steps[1]));
+    assert_int_equal(stateOf(cache).usedPages, used);
+    assert_int_equal(cache->commandCount, 2);
+    REQUIRE(vkmqaCmdUpdateCache(cache, commandBuffer, NULL));
+    assert_int_equal(cache->commandCount, 1);
+    REQUIRE(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[0]));
+    assert_int_equal(cache->commandCount, 1);
+    REQUIRE(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[1]));
+    assert_int_equal(cache->commandCount, 0);
+    vkmqaDestroyCommands(commands);
+    vkmqaDestroyCache(cache);
+}
+
+// Tokens at other positions than their places are no prefix; nor does what follows them become one.
+static void draftsAreNoPrefix(void** state) {
+    (void)state;
+    const VkmqaCacheCreateInfo info = goodInfo();
+    VkmqaCache cache = makeCache(&info);
+    uint32_t ids[3 * PAGE];
+    int32_t positions[COUNT(ids)];
+    for (uint32_t i = 0; i < COUNT(ids); i++) {
+        ids[i] = 11 * i;
+        positions[i] = (int32_t)i - (i > PAGE + 3);
+    }
+    VkmqaSequence sequence = makeSequence(cache);
+    VkmqaSequenceTokens tokens = {sequence, PAGE + 2, ids, positions};
+    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+    VkmqaCacheStep step = {.structSize = sizeof(step)};
+    buildStep(cache, &build, &step);
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
+    tokens = (VkmqaSequenceTokens){sequence, 8, ids + PAGE + 2, positions + PAGE + 2};
+    buildStep(cache, &build, &step); // drafts
+    REQUIRE(vkmqaTruncateSequence(cache, sequence, PAGE + 4));
+    tokens = (VkmqaSequenceTokens){sequence, PAGE - 4, ids + PAGE + 4, NULL};
+    buildStep(cache, &build, &step);
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
+    vkmqaDestroyCache(cache);
+}
+
+// Least recent is who was last made, used or restored before all others; those too large for the host are passed
+// over.
+static void leastRecentGoesFirst(void** state) {
+    (void)state;
+    VkmqaCacheCreateInfo info = goodInfo(); // 8 host pages
+    info.maxSequences = 6;
+    VkmqaCache cache = makeCache(&info);
+    VkmqaSequence large = makeSequence(cache), old = makeSequence(cache), idle = makeSequence(cache);
+    VkmqaSequence used = makeSequence(cache), fork;
+    grow(cache, large, 9 * PAGE);
+    grow(cache, old, 2 * PAGE);
+    grow(cache, idle, 2 * PAGE);
+    grow(cache, used, 2 * PAGE);
+    for (uint32_t i = 0; i < 4; i++) { // all of the above leave the last steps
+        grow(cache, used, 1);
+        REQUIRE(vkmqaForkSequence(cache, used, 0, &fork));
+        REQUIRE(vkmqaDestroySequence(cache, fork));
+    }
+    REQUIRE(vkmqaOffloadSequence(cache, old));
+    REQUIRE(vkmqaFinishTransfers(cache, UINT64_MAX));
+    REQUIRE(vkmqaRestoreSequence(cache, old));
+    REQUIRE(vkmqaFinishTransfers(cache, UINT64_MAX));
+    VkmqaSequence newest = makeSequence(cache);
+    grow(cache, newest, PAGE);
+    uint32_t started, available = stateOf(cache).freePages;
+    REQUIRE(vkmqaOffloadLeastRecent(cache, available + 2, &started));
+    assert_int_equal(started, 2);
+    VkmqaSequenceState is = {.structSize = sizeof(is)};
+    REQUIRE(vkmqaGetSequenceState(cache, idle, &is));
+    assert_int_equal(is.offloadedPages, 2);
+    FAILS(VK_ERROR_OUT_OF_POOL_MEMORY, vkmqaOffloadLeastRecent(cache, available + 5, &started), "4 free host");
+    assert_int_equal(started, 2); // not `large`, and `used` and `newest` are part of the last steps
+    REQUIRE(vkmqaGetSequenceState(cache, old, &is));
+    assert_int_equal(is.offloadedPages, 2);
+    REQUIRE(vkmqaFinishTransfers(cache, UINT64_MAX));
+    vkmqaDestroyCache(cache);
+}
+
 // What has been turned to other positions, or follows after a gap, stands for no prompt any more.
 static void shiftedPagesAreNoPrefix(void** state) {
     (void)state;
@@ -434,7 +635,7 @@ static void shiftedPagesAreNoPrefix(void** state) {
         VkmqaSequenceTokens tokens = {sequence, 3 * PAGE, ids, NULL};
         const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
         VkmqaCacheStep step = {.structSize = sizeof(step)};
-        REQUIRE(vkmqaBuildStep(cache, &build, &step));
+        buildStep(cache, &build, &step);
         assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), 3 * PAGE);
 
         VkmqaMemory parameters;
@@ -454,7 +655,7 @@ static void shiftedPagesAreNoPrefix(void** state) {
         assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), (turns ? 2 : 3) * PAGE);
         tokens.newTokens = PAGE;
         tokens.tokenIds = ids + 3 * PAGE;
-        REQUIRE(vkmqaBuildStep(cache, &build, &step));
+        buildStep(cache, &build, &step);
         assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), (turns ? 2 : 3) * PAGE);
         vkmqaDestroyCommands(commands);
         vkmqaDestroyMemory(parameters);
@@ -468,7 +669,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(callsRejectBadInput),     cmocka_unit_test(fullCachesSayWhatIsMissing),
     cmocka_unit_test(lastHolderKeepsThePage),
     cmocka_unit_test(conversationsShareTheirPrompt), cmocka_unit_test(prefixesOutliveTheirSequences),
-    cmocka_unit_test(shiftedPagesAreNoPrefix),
+    cmocka_unit_test(hashesProveNothing),      cmocka_unit_test(shiftedPagesAreNoPrefix),
+    cmocka_unit_test(unrecordedStepsCount),    cmocka_unit_test(copiesComeBehindEarlierSteps),
+    cmocka_unit_test(draftsAreNoPrefix),       cmocka_unit_test(leastRecentGoesFirst),
 };
 
 int main(void) {

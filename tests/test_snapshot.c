@@ -72,6 +72,12 @@ static void fillLayers(World* world, uint32_t seed) {
     }
 }
 
+// A step whose command buffer is left out.
+static void buildStep(VkmqaCache cache, const VkmqaStepBuildInfo* info, VkmqaCacheStep* step) {
+    REQUIRE(vkmqaBuildStep(cache, info, step));
+    cache->recordedSteps = cache->stepCount;
+}
+
 static VkmqaSequence makeSequence(World* world, uint32_t length, uint32_t firstId) {
     VkmqaSequence sequence;
     uint32_t ids[96];
@@ -82,7 +88,7 @@ static VkmqaSequence makeSequence(World* world, uint32_t length, uint32_t firstI
     const VkmqaStepBuildInfo info = {.structSize = sizeof(info), .count = 1, .tokens = &tokens};
     VkmqaCacheStep step = {.structSize = sizeof(step)};
     if (length)
-        REQUIRE(vkmqaBuildStep(world->cache, &info, &step));
+        buildStep(world->cache, &info, &step);
     return sequence;
 }
 

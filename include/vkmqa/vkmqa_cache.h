@@ -9,24 +9,29 @@
 //   4. vkmqaTruncateSequence, vkmqaCmdShiftSequence, vkmqaOffloadSequence, vkmqaSaveSequences ... between steps
 //
 // Bookkeeping happens at once, on the host; what it asks of the device (copies of pages, clears, the step's
-// metadata) is recorded by the next vkmqaCmdUpdateCache or vkmqaCmdShiftSequence. Command buffers must be
-// submitted in the order they were recorded, each at most once; a cache whose command buffer was thrown away
-// holds undefined rows. Only vkmqaOffloadSequence, vkmqaRestoreSequence, vkmqaSaveSequences and
-// vkmqaLoadSequences submit anything themselves, to the queues of the VkmqaDevice; they count on everything
-// recorded so far having been submitted, and are VK_ERROR_VALIDATION_FAILED_EXT while something is due that they
-// would miss: record vkmqaCmdUpdateCache and submit it first.
+// metadata) is recorded by vkmqaCmdUpdateCache or vkmqaCmdShiftSequence. Steps are recorded in the order they
+// were built, and up to stepsInFlight may be built before the first is recorded; sequences may be forked,
+// truncated and destroyed meanwhile. Command buffers must be submitted in the order they were recorded, each at
+// most once; a command buffer thrown away leaves undefined rows, and with DEVICE_METADATA a page table that is
+// good for nothing but destroying the cache. Only vkmqaOffloadSequence, vkmqaRestoreSequence, vkmqaSaveSequences
+// and vkmqaLoadSequences submit anything themselves, to the queues of the VkmqaDevice; they count on everything
+// recorded so far having been submitted. They and vkmqaCmdShiftSequence are VK_ERROR_VALIDATION_FAILED_EXT while
+// a step has been built and not recorded (or, the first four, page copies are due): record vkmqaCmdUpdateCache
+// and submit it first, or call vkmqaDiscardSteps.
 //
 // Isolation: a page table never names a page that its sequence does not own or share, and never more tokens
 // than were given to vkmqaBuildStep, whose rows vkmqaCmdAppendKv overwrites. So no row of another sequence is
 // ever attended to.
 //
 // Conventions of vkmqa.h hold: structSize first, zero means default, VkResult everywhere, explanations
-// through the message callback of the attention object's context, and a call that failed has changed
-// nothing. VK_ERROR_OUT_OF_POOL_MEMORY is a cache without enough free pages or sequences; the message says how
+// through the message callback of the attention object's context (of the device's, before there is one), and a
+// call that failed has changed nothing but its output parameters and, where noted, pages kept for prefixes.
+// VK_ERROR_OUT_OF_POOL_MEMORY is a cache without enough free pages or sequences; the message says how
 // many are missing. Sequence ids that were destroyed, never given out, or belong to another cache are
 // VK_ERROR_VALIDATION_FAILED_EXT.
 //
-// Threads: a cache may be used by one thread at a time.
+// Threads: a cache may be used by one thread at a time, and one with a device by the device's rules: no other
+// thread uses the device or another of its caches meanwhile.
 #ifndef VKMQA_CACHE_H
 #define VKMQA_CACHE_H
 
@@ -64,7 +69,9 @@ typedef struct VkmqaCacheCreateInfo {
     // Limits of a step, see VkmqaStepLimits.
     uint32_t maxBatch;      // default maxSequences
     uint32_t maxNewTokens;  // of all sequences together; default 2048, at least maxBatch
-    uint32_t maxSeqLenKv;   // default the smaller of the attention object's and numPages * pageSize
+    // Default the smaller of the attention object's and numPages * pageSize; a sequence that would pass it is
+    // VK_ERROR_VALIDATION_FAILED_EXT, whatever pages there are.
+    uint32_t maxSeqLenKv;
     uint32_t stepsInFlight; // steps that may be built before the first has finished executing; default 3
     uint32_t hostPages;     // room for offloaded pages, in host memory; needs device; default 0
     // The device allocates what is not given below. Without a device all of it must be given, and
@@ -72,7 +79,8 @@ typedef struct VkmqaCacheCreateInfo {
     // (VK_ERROR_FEATURE_NOT_PRESENT).
     VkmqaDevice device;
     // [numLayers], or null: the layers' buffers, with handles, usable as source and target of transfers;
-    // kv.numPages is numPages. Copied.
+    // kv.numPages is numPages. Where the device copies on a queue family of its own, with VK_SHARING_MODE_CONCURRENT
+    // over both. No two may overlap (not checked). Copied.
     const VkmqaKv* layers;
     // Host-visible, host-coherent and mapped: `step` of the requirements; all zero with a null stepMapped.
     VkmqaBuffer stepMemory;
@@ -128,7 +136,7 @@ VKMQA_API VkResult vkmqaGetCacheState(VkmqaCache cache, VkmqaCacheState* state);
 typedef struct VkmqaSequenceCreateInfo {
     uint32_t structSize;
     uint32_t tokenCount;      // of tokenIds
-    const uint32_t* tokenIds; // the prompt's; may be null
+    const uint32_t* tokenIds; // the prompt's; null only where tokenCount is 0
     // Prefixes are found only under the salt that they were built with: one per user keeps users from
     // learning by timing what others have asked.
     uint64_t salt;
@@ -139,7 +147,7 @@ typedef struct VkmqaSequenceCreateInfo {
 // sequence that may have been destroyed since. *reusedTokens (may be null) says how many there are, a multiple
 // of the page size; the caller goes on behind them. To compute at least one token, as a model must to
 // continue, leave the prompt's last one out of tokenCount. info may be null: empty, salt 0.
-// A hit compares the ids themselves. Source: automatic prefix caching of vLLM (Kwon et al., arXiv 2309.06180).
+// Pages of a step that has not been recorded, or was discarded, are not found. A hit compares the ids themselves. Source: automatic prefix caching of vLLM (Kwon et al., arXiv 2309.06180).
 VKMQA_API VkResult vkmqaCreateSequence(VkmqaCache cache, const VkmqaSequenceCreateInfo* info,
                                        VkmqaSequence* sequence, uint32_t* reusedTokens);
 
@@ -162,11 +170,15 @@ typedef struct VkmqaSequenceTokens {
     VkmqaSequence sequence;
     uint32_t newTokens;
     const uint32_t* tokenIds;  // [newTokens], or null: the tokens are not to be found as a prefix
-    const int32_t* positions;  // [newTokens], or null: length, length + 1, ... (drafts of a tree: by depth)
+    // [newTokens], or null: length, length + 1, ... Tokens at other positions (drafts of a tree, by depth) are
+    // not to be found as a prefix either. After vkmqaCmdCompactKv, truncate to the accepted tokens; the rows have
+    // moved in place, so nothing may have been forked since the step was built.
+    const int32_t* positions;
 } VkmqaSequenceTokens;
 
-// Takes the pages that these tokens will need, all or none; vkmqaBuildStep does it too, when nobody has.
-// tokenIds and positions are ignored. A sequence may be given once.
+// Takes the pages that these tokens will need, the copy of a shared one included, all or none; vkmqaBuildStep
+// does it too, when nobody has. Pages reserved before are kept, and count. tokenIds and positions are ignored. A
+// sequence may be given once; one that is forked afterwards may need another page.
 VKMQA_API VkResult vkmqaReserveTokens(VkmqaCache cache, uint32_t count, const VkmqaSequenceTokens* tokens);
 
 // A new sequence of the first `length` tokens of another. All pages are shared; whoever writes to a shared
@@ -191,7 +203,7 @@ typedef struct VkmqaShiftInfo {
 // Drops a range of tokens; the ones behind move to its place, their K rotated back by `drop` positions where
 // the attention object has a ropeStyle (decoded, rotated and encoded again, which for types narrower than f32
 // rounds once more; other rows move as they are). Rows move in place; shared pages that change are copied
-// first, which may take pages. Records the copies that are due, then one dispatch per layer; ordered like
+// first, which may take pages. Records what is due, then one dispatch per layer; ordered like
 // vkmqaCmdUpdateCache. Source: StreamingLLM (Xiao et al., arXiv 2309.17453).
 VKMQA_API VkResult vkmqaCmdShiftSequence(VkmqaCache cache, VkCommandBuffer commandBuffer,
                                          const VkmqaShiftInfo* info);
@@ -214,6 +226,7 @@ typedef struct VkmqaCacheStep {
     // Host address of the metadata as built: word layout.status / 4 holds the status bits afterwards, and
     // accepted drafts are written there (without DEVICE_METADATA; with it both are in step.metadata).
     void* mapped;
+    uint64_t number; // of the step, from 1: VkmqaSequenceState::lastUse
 } VkmqaCacheStep;
 
 // Appends tokens to sequences: takes the pages they need, makes shared ones the sequence's own, and writes
@@ -221,25 +234,31 @@ typedef struct VkmqaCacheStep {
 // tokens and the pages touched since the slot was last used (sequences that keep their place in the batch cost
 // least). The queries of the step are the new tokens. Fails with VK_ERROR_OUT_OF_POOL_MEMORY, changing
 // nothing, when pages are missing; with VK_ERROR_VALIDATION_FAILED_EXT for an offloaded sequence. The step
-// built stepsInFlight builds ago must have finished executing.
+// built stepsInFlight builds ago must have finished executing; if it was never recorded it is discarded. Limits
+// choose kernels and splits: scratch for the largest limits serves every step within them.
 VKMQA_API VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* info, VkmqaCacheStep* step);
 
 // Records what the calls since the last one ask of the device, and with DEVICE_METADATA the copy of the
 // step's metadata. Once for each step, before its first vkmqaCmdAppendKv, also in another command buffer
-// submitted before. step may be null: only what is due. Orders itself after all earlier commands of
-// the compute and transfer stages and before all later ones.
+// submitted before. step may be null: what is due before the next step that is to be recorded. Orders itself
+// after all earlier commands of the compute and transfer stages and before all later ones. Errors: a step that
+// has been recorded, or that a later one has overtaken; unrecorded steps before this one are discarded.
 VKMQA_API VkResult vkmqaCmdUpdateCache(VkmqaCache cache, VkCommandBuffer commandBuffer,
                                        const VkmqaCacheStep* step);
+
+// Steps that have been built and not recorded will not be: their tokens' rows are undefined and are not found as
+// prefixes. Their sequences still have them; truncate. Copies and clears of pages stay due.
+VKMQA_API VkResult vkmqaDiscardSteps(VkmqaCache cache);
 
 // ---- 4. Host memory --------------------------------------------------------------------------
 
 // Starts copying the sequence's own pages to host memory, on the transfer queue, behind everything submitted
-// so far; they are free for others once the copy is done, which later calls notice. Pages shared with others
-// stay. VK_ERROR_OUT_OF_POOL_MEMORY: too few host pages. A pinned sequence is an error.
+// so far; they are free for others once the copy is done, which later calls notice, and no prefix until they are
+// restored. Pages shared with others stay. VK_ERROR_OUT_OF_POOL_MEMORY: too few host pages. A pinned sequence is an error.
 VKMQA_API VkResult vkmqaOffloadSequence(VkmqaCache cache, VkmqaSequence sequence);
 // Starts copying them back; later submissions to the compute queue wait for it, the host does not.
 VKMQA_API VkResult vkmqaRestoreSequence(VkmqaCache cache, VkmqaSequence sequence);
-// Offloads the sequences not used for longest, neither pinned nor part of the last stepsInFlight steps, until at
+// Offloads the sequences not made, used or restored for longest, neither pinned nor part of the last stepsInFlight steps, until at
 // least `pages` are free or on their way; *started (may be null): the pages on their way by this call.
 // VK_ERROR_OUT_OF_POOL_MEMORY: it cannot free that many; what it has started goes on.
 VKMQA_API VkResult vkmqaOffloadLeastRecent(VkmqaCache cache, uint32_t pages, uint32_t* started);
@@ -253,7 +272,7 @@ VKMQA_API VkResult vkmqaFinishTransfers(VkmqaCache cache, uint64_t timeoutNs);
 typedef struct VkmqaSnapshotInfo {
     uint32_t structSize;
     // A file: written to a temporary name beside it, synced and renamed, so that there is the old one or the
-    // new one at any time. Null: through the callback.
+    // new one at any time. Null: through the callback, which otherwise is not called.
     const char* path;
     // Moves all `size` bytes, in order; false: an error, passed on as VK_ERROR_UNKNOWN. write for
     // vkmqaSaveSequences, read for vkmqaLoadSequences.
@@ -266,13 +285,16 @@ typedef struct VkmqaSnapshotInfo {
 } VkmqaSnapshotInfo;
 
 // Saves sequences with their pages, shared ones once, offloaded ones too. Waits for what was submitted.
-// Errors: VK_ERROR_UNKNOWN for I/O, with errno's text in the message; the old file is whole.
+// Errors: VK_ERROR_UNKNOWN for I/O, with errno's text in the message; the old file is whole, or the message says
+// that the new one is in its place.
 VKMQA_API VkResult vkmqaSaveSequences(VkmqaCache cache, uint32_t count, const VkmqaSequence* sequences,
                                       const VkmqaSnapshotInfo* info);
 
 // Loads all sequences of a snapshot, in the order they were saved, into new pages: also of another page size.
-// sequences may be null, to have *count set to their number; a *count that is too small is
-// VK_INCOMPLETE, and nothing is loaded. With a callback the number must be known, since the stream is read
+// sequences may be null, to have *count set to their number, for which only the header is read; *count is the
+// room there is, and then the number loaded; too little is VK_INCOMPLETE, and nothing is loaded. Pages that were
+// saved with ids are found as prefixes again. A load that fails leaves all sequences as they were; one that fails
+// late may have cost pages kept for prefixes. With a callback the number must be known, since the stream is read
 // only once. Errors: VK_ERROR_FORMAT_NOT_SUPPORTED for a snapshot of another version, shape, type or model,
 // VK_ERROR_UNKNOWN for a truncated or damaged one or I/O, VK_ERROR_OUT_OF_POOL_MEMORY for missing pages.
 VKMQA_API VkResult vkmqaLoadSequences(VkmqaCache cache, const VkmqaSnapshotInfo* info, uint32_t* count,

@@ -2,6 +2,7 @@
 #include "cache.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "../device/device.h"
 
@@ -157,9 +158,14 @@ static VkResult plan_sizes(struct VkmqaCache_T* plan, struct Sizes* sizes) {
 static VkResult make_plan(const VkmqaCacheCreateInfo* given, const char* call, VkmqaCacheCreateInfo* info,
                           struct VkmqaCache_T* plan, struct Sizes* sizes) {
     struct VkmqaProblem problem;
-    if (!vkmqa_read_struct(given, info, sizeof *info, sizeof *info, "info", &problem) ||
-        !vkmqa_is_attention(info->attention))
+    if (!vkmqa_read_struct(given, info, sizeof *info, sizeof *info, "info", &problem))
         return VK_ERROR_VALIDATION_FAILED_EXT; // nobody to tell
+    if (!vkmqa_is_attention(info->attention)) {
+        VkmqaContext owner = info->device ? vkmqaGetDeviceContext(info->device) : NULL;
+        return owner ? vkmqa_fail(owner, VK_ERROR_VALIDATION_FAILED_EXT,
+                                  "%s: info.attention is null or no attention object; give a paged one", call)
+                     : VK_ERROR_VALIDATION_FAILED_EXT;
+    }
     struct VkmqaContext_T* context = info->attention->context;
     if (info->device && vkmqaGetDeviceContext(info->device) != context)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
@@ -285,8 +291,11 @@ static bool make_bookkeeping(VkmqaCache cache) {
         return false;
     vkmqa_init_pages(cache);
     memset(cache->buckets, 0xFF, cache->bucketCount * sizeof *cache->buckets); // VKMQA_NO_PAGE
-    // Ids of another cache are very unlikely to be taken for this one's.
-    uint32_t generation = (uint32_t)(((uint64_t)(uintptr_t)cache >> 4) * 0x9E3779B97F4A7C15u >> 32);
+    // Ids of another cache, one before it in the same memory too, are very unlikely to be taken for this one's.
+    struct timespec now = {0};
+    timespec_get(&now, TIME_UTC);
+    uint64_t number = (uint64_t)(uintptr_t)cache + (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    uint32_t generation = (uint32_t)(number * 0x9E3779B97F4A7C15u >> 32);
     for (uint32_t i = 0; i < cache->maxSequences; ++i) {
         cache->sequences[i].generation = generation;
         cache->sequences[i].nextFree = i + 1 < cache->maxSequences ? i + 1 : VKMQA_NO_PAGE;

@@ -4,7 +4,7 @@
 //   prefix     which page holds which tokens                                          (prefix.c: pure C)
 //   sequences  lists of pages                                                         (sequence.c: pure C)
 //   step       metadata of a batch                                                    (step.c: pure C)
-//   record, shift      the only files that call vkCmd*
+//   record, shift      the only files that record into command buffers
 //   offload, snapshot  submit, through the runtime layer
 #ifndef VKMQA_CACHE_INTERNAL_H
 #define VKMQA_CACHE_INTERNAL_H
@@ -33,6 +33,7 @@ struct VkmqaPage {
     bool indexed;
     uint32_t idCount; // leading tokens whose ids stand in cache->ids
     uint64_t serial, parent, salt;
+    uint64_t step; // the last one that writes to it, counted from 1; 0: none
     uint32_t nextInBucket;
     uint32_t stamp, writers; // of the current call: sequences that will write to it
 };
@@ -41,10 +42,11 @@ struct VkmqaPageList {
     uint32_t first, last, count;
 };
 
-// Done to pages, in all layers, by the next vkmqaCmdUpdateCache, in order.
+// Done to pages, in all layers, in order.
 struct VkmqaPageCommand {
     uint32_t from; // or VKMQA_NO_PAGE
     uint32_t to;
+    uint64_t before; // steps built before it: it comes behind what they write
 };
 
 struct VkmqaSequenceRecord {
@@ -59,6 +61,7 @@ struct VkmqaSequenceRecord {
     uint32_t offloaded; // entries that are host pages
     uint32_t epoch;     // grows when an entry changes that a step may have written already
     uint64_t lastUse;   // number of the last step, from 1
+    uint64_t touched;   // cache->clock when it was last made, used or brought back
     uint64_t salt;
 };
 
@@ -111,6 +114,8 @@ struct VkmqaCache_T {
     uint32_t firstFreeSequence, sequenceCount;
 
     uint64_t stepCount; // built so far
+    uint64_t recordedSteps; // of them, leading: what they write is in command buffers
+    uint64_t clock;     // of VkmqaSequenceRecord::touched
     VkmqaStepLayout layout; // of every step, for the cache's own limits
     uint64_t stepBytes;     // of a slot
     uint64_t tableOffset;   // bytes of a slot before its page table
@@ -160,6 +165,8 @@ VkResult vkmqa_reserve_commands(VkmqaCache cache, const char* call, uint32_t cou
 uint32_t vkmqa_take_page(VkmqaCache cache, bool overwritten);
 void vkmqa_share_page(VkmqaCache cache, uint32_t page);
 void vkmqa_release_page(VkmqaCache cache, uint32_t page);
+// Of pages that nobody holds, one that is not to be found any more is free.
+void vkmqa_free_unindexed(VkmqaCache cache, uint32_t page);
 // A page of the sequence's own in place of a shared one, with a command that copies the rows.
 uint32_t vkmqa_copy_page(VkmqaCache cache, uint32_t page);
 // A used page, of refs 1, that a copy to host memory reads; then free.
@@ -176,7 +183,10 @@ void vkmqa_learn_tokens(VkmqaCache cache, uint32_t page, uint32_t offset, uint32
 // A full page behind `before` (VKMQA_NO_PAGE: the first of a sequence): from now on it can be found.
 void vkmqa_index_page(VkmqaCache cache, uint32_t page, uint32_t before, uint64_t salt);
 void vkmqa_unindex_page(VkmqaCache cache, uint32_t page);
-// The page that holds these pageTokens ids behind the prefix `parent` (a serial, 0 = none), or VKMQA_NO_PAGE.
+// Steps up to this one that have not been recorded will not be: what they write is forgotten.
+void vkmqa_discard_steps(VkmqaCache cache, uint64_t last);
+// The page that holds these pageTokens ids behind the prefix `parent` (a serial, 0 = none), or VKMQA_NO_PAGE. The
+// page may be written by a step that is still to be recorded.
 uint32_t vkmqa_find_page(VkmqaCache cache, uint64_t parent, uint64_t salt, const uint32_t* ids);
 
 // ---- sequence.c ------------------------------------------------------------------------------
@@ -193,20 +203,19 @@ void vkmqa_free_sequence(VkmqaCache cache, struct VkmqaSequenceRecord* record);
 // An error naming the sequence unless all of its pages are on the device.
 VkResult vkmqa_check_resident(VkmqaCache cache, const char* call,
                               const struct VkmqaSequenceRecord* record);
-// Everything that can fail of vkmqaReserveTokens, then the pages; `write`: the tokens are about to be
-// written, so shared pages are copied. Records are left in `stamp` order: each has been looked up.
-VkResult vkmqa_reserve(VkmqaCache cache, const char* call, uint32_t count,
-                       const VkmqaSequenceTokens* tokens, bool write);
+// vkmqaReserveTokens, for `call`: everything that can fail, then the pages.
+VkResult vkmqa_reserve(VkmqaCache cache, const char* call, uint32_t count, const VkmqaSequenceTokens* tokens);
 // Drops the pages from entry `count` on.
 void vkmqa_drop_pages(VkmqaCache cache, struct VkmqaSequenceRecord* record, uint32_t count);
 
 // ---- record.c --------------------------------------------------------------------------------
 
-// Records and forgets the page commands, ordered after everything before; what follows them is ordered
-// by the caller with vkmqa_end_transfers.
-void vkmqa_record_commands(VkmqaCache cache, VkCommandBuffer commandBuffer);
+// Records and forgets the page commands that come behind no more than the first `before` steps. The caller puts
+// vkmqa_begin_transfers before and vkmqa_end_transfers behind them.
+void vkmqa_record_commands(VkmqaCache cache, VkCommandBuffer commandBuffer, uint64_t before);
 void vkmqa_begin_transfers(VkmqaCache cache, VkCommandBuffer commandBuffer);
 void vkmqa_end_transfers(VkmqaCache cache, VkCommandBuffer commandBuffer);
+void vkmqa_end_dispatches(VkmqaCache cache, VkCommandBuffer commandBuffer);
 
 // ---- shift.c ---------------------------------------------------------------------------------
 
@@ -218,10 +227,14 @@ void vkmqa_destroy_shift(VkmqaCache cache);
 VkResult vkmqa_create_offload(VkmqaCache cache);
 // False where copies are still pending: then memory must not be freed.
 bool vkmqa_destroy_offload(VkmqaCache cache);
-// What submits on its own needs a device, and page commands that have all been recorded.
+// An error unless every step that has been built was recorded; `commands`: page commands too.
+VkResult vkmqa_check_recorded(VkmqaCache cache, const char* call, bool commands);
+// What submits on its own needs a device, and nothing that is still to be recorded.
 VkResult vkmqa_check_device_work(VkmqaCache cache, const char* call);
 // Ends the copies that are done; does not wait.
 void vkmqa_poll_transfers(VkmqaCache cache);
+// Ids of a host page's leading tokens.
+const uint32_t* vkmqa_host_ids(VkmqaCache cache, uint32_t hostPage, uint32_t* count);
 // Host pages hold planes as the device does: layer after layer, plane after plane.
 char* vkmqa_host_page(VkmqaCache cache, uint32_t hostPage);
 void vkmqa_release_host_page(VkmqaCache cache, uint32_t hostPage);

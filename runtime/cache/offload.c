@@ -1,6 +1,8 @@
 // Pages to host memory and back, beside compute. SPDX-License-Identifier: MIT
 #include "cache.h"
 
+#include <string.h>
+
 #include "../device/device.h"
 
 // Copies that have been started. Those of one queue end in the order they began.
@@ -16,22 +18,28 @@ struct VkmqaOffload {
     VkmqaMemory memory; // [hostPageCount, numLayers, planes]
     uint32_t freeCount;
     uint32_t* freePages;
+    uint32_t* ids; // [hostPageCount, pageTokens], of which idCounts are known
+    uint32_t* idCounts;
     struct Move* moves; // the newest first
 };
 
 VkResult vkmqa_create_offload(VkmqaCache cache) {
     cache->offload = vkmqa_cache_allocate(cache, 1, sizeof *cache->offload);
-    if (cache->offload)
-        cache->offload->freePages =
-            vkmqa_cache_allocate(cache, cache->hostPageCount, sizeof *cache->offload->freePages);
-    if (!cache->offload || !cache->offload->freePages)
+    struct VkmqaOffload* offload = cache->offload;
+    if (offload) {
+        offload->freePages = vkmqa_cache_allocate(cache, cache->hostPageCount, sizeof *offload->freePages);
+        offload->ids = vkmqa_cache_allocate(cache, (size_t)cache->hostPageCount * cache->pageTokens,
+                                            sizeof *offload->ids);
+        offload->idCounts = vkmqa_cache_allocate(cache, cache->hostPageCount, sizeof *offload->idCounts);
+    }
+    if (!offload || !offload->freePages || !offload->ids || !offload->idCounts)
         return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_HOST_MEMORY,
                                 "vkmqaCreateCache: no memory for a list of %u host pages",
                                 cache->hostPageCount);
     for (uint32_t i = cache->hostPageCount; i-- > 0;) // the lowest is taken first
-        cache->offload->freePages[cache->offload->freeCount++] = i;
+        offload->freePages[offload->freeCount++] = i;
     return vkmqaCreateMemory(cache->device, VKMQA_MEMORY_DOWNLOAD, cache->hostPageCount * cache->pageBytes,
-                             &cache->offload->memory);
+                             &offload->memory);
 }
 
 // Whether the move has ended, well or badly; waits up to timeoutNs.
@@ -51,7 +59,7 @@ static VkResult end_move(VkmqaCache cache, struct Move* move, uint64_t timeoutNs
     return result;
 }
 
-// Ends moves from the newest on: when it is done, all before it are.
+// Ends the moves that end in time: the newest is waited for, and when it is done, so are all before it.
 static VkResult end_moves(VkmqaCache cache, uint64_t timeoutNs) {
     VkResult result = VK_SUCCESS;
     struct Move** link = cache->offload ? &cache->offload->moves : NULL;
@@ -61,6 +69,7 @@ static VkResult end_moves(VkmqaCache cache, uint64_t timeoutNs) {
         if (ended != VK_SUCCESS)
             result = ended;
         if (ended == VK_TIMEOUT) {
+            timeoutNs = 0; // it has been waited for
             link = &move->next;
             continue;
         }
@@ -84,6 +93,8 @@ bool vkmqa_destroy_offload(VkmqaCache cache) {
         return false;
     vkmqaDestroyMemory(offload->memory);
     vkmqa_cache_free(cache, offload->freePages);
+    vkmqa_cache_free(cache, offload->ids);
+    vkmqa_cache_free(cache, offload->idCounts);
     vkmqa_cache_free(cache, offload);
     cache->offload = NULL;
     return true;
@@ -91,6 +102,29 @@ bool vkmqa_destroy_offload(VkmqaCache cache) {
 
 char* vkmqa_host_page(VkmqaCache cache, uint32_t hostPage) {
     return (char*)vkmqaGetMemoryPointer(cache->offload->memory) + hostPage * cache->pageBytes;
+}
+
+const uint32_t* vkmqa_host_ids(VkmqaCache cache, uint32_t hostPage, uint32_t* count) {
+    *count = cache->offload->idCounts[hostPage];
+    return cache->offload->ids + (size_t)hostPage * cache->pageTokens;
+}
+
+// A page's ids go with it.
+static void keep_ids(VkmqaCache cache, uint32_t page, uint32_t hostPage) {
+    uint32_t known = cache->pages[page].idCount;
+    memcpy(cache->offload->ids + (size_t)hostPage * cache->pageTokens,
+           cache->ids + (size_t)page * cache->pageTokens, known * sizeof *cache->ids);
+    cache->offload->idCounts[hostPage] = known;
+}
+
+static void bring_ids(VkmqaCache cache, const struct VkmqaSequenceRecord* record, uint32_t entry,
+                      uint32_t hostPage) {
+    uint32_t known;
+    const uint32_t* ids = vkmqa_host_ids(cache, hostPage, &known);
+    vkmqa_learn_tokens(cache, record->pages[entry], 0, known, ids);
+    if (!record->shifted)
+        vkmqa_index_page(cache, record->pages[entry], entry ? record->pages[entry - 1] : VKMQA_NO_PAGE,
+                         record->salt);
 }
 
 void vkmqa_release_host_page(VkmqaCache cache, uint32_t hostPage) {
@@ -104,11 +138,7 @@ VkResult vkmqa_check_device_work(VkmqaCache cache, const char* call) {
         return vkmqa_cache_fail(cache, VK_ERROR_FEATURE_NOT_PRESENT,
                                 "%s: the cache was created without a device, and this call submits; create it "
                                 "with VkmqaCacheCreateInfo::device", call);
-    if (cache->commandCount)
-        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
-                                "%s: %u page commands are due; record vkmqaCmdUpdateCache and submit it first",
-                                call, cache->commandCount);
-    return VK_SUCCESS;
+    return vkmqa_check_recorded(cache, call, true);
 }
 
 static VkResult check_offload(VkmqaCache cache, const char* call) {
@@ -175,7 +205,8 @@ static VkResult offload_pages(VkmqaCache cache, const char* call, struct VkmqaSe
     struct VkmqaOffload* offload = cache->offload;
     if (count > offload->freeCount)
         return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_POOL_MEMORY,
-                                "%s: %u host pages are needed, %u are free: %u are missing", call, count,
+                                "%s: %u host pages are needed, %u are free: %u are missing; create the cache with "
+                                "more hostPages, or restore or destroy offloaded sequences", call, count,
                                 offload->freeCount, count - offload->freeCount);
     uint32_t* entries = count ? vkmqa_cache_allocate(cache, 3 * (size_t)count, sizeof *entries) : NULL;
     if (count && !entries)
@@ -195,6 +226,7 @@ static VkResult offload_pages(VkmqaCache cache, const char* call, struct VkmqaSe
     if (error == VK_SUCCESS && count) {
         offload->freeCount -= count;
         for (uint32_t n = 0; n < count; ++n) {
+            keep_ids(cache, devicePages[n], hostPages[n]);
             vkmqa_begin_moving(cache, devicePages[n]);
             record->pages[entries[n]] = VKMQA_HOST_PAGE | hostPages[n];
         }
@@ -232,15 +264,15 @@ VkResult vkmqaOffloadLeastRecent(VkmqaCache cache, uint32_t pages, uint32_t* sta
     VkResult error = check_offload(cache, call);
     vkmqa_poll_transfers(cache);
     while (error == VK_SUCCESS && vkmqa_available_pages(cache) + cache->movingPages < pages) {
-        struct VkmqaSequenceRecord* oldest = NULL;
+        struct VkmqaSequenceRecord* oldest = NULL; // of those that the host pages have room for
         uint32_t oldestOwn = 0;
         for (uint32_t i = 0; i < cache->maxSequences; ++i) {
             struct VkmqaSequenceRecord* record = &cache->sequences[i];
-            if (!record->alive || record->pinned || (oldest && record->lastUse >= oldest->lastUse) ||
+            if (!record->alive || record->pinned || (oldest && record->touched >= oldest->touched) ||
                 (record->lastUse && record->lastUse + cache->stepsInFlight > cache->stepCount))
                 continue;
             uint32_t own = count_own(cache, record);
-            if (own == 0)
+            if (own == 0 || own > cache->offload->freeCount)
                 continue;
             oldest = record;
             oldestOwn = own;
@@ -248,8 +280,9 @@ VkResult vkmqaOffloadLeastRecent(VkmqaCache cache, uint32_t pages, uint32_t* sta
         if (!oldest)
             return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_POOL_MEMORY,
                                     "%s: %u pages are wanted, %u are free or on their way, and no other "
-                                    "sequence may be offloaded", call, pages,
-                                    vkmqa_available_pages(cache) + cache->movingPages);
+                                    "sequence may be offloaded into the %u free host pages", call, pages,
+                                    vkmqa_available_pages(cache) + cache->movingPages,
+                                    cache->offload->freeCount);
         error = offload_pages(cache, call, oldest, oldestOwn);
         if (error == VK_SUCCESS && started)
             *started += oldestOwn;
@@ -265,10 +298,8 @@ VkResult vkmqaRestoreSequence(VkmqaCache cache, VkmqaSequence sequence) {
     if (!record)
         return VK_ERROR_VALIDATION_FAILED_EXT;
     uint32_t count = record->offloaded;
-    if (count == 0)
-        return VK_SUCCESS;
     VkResult error = check_offload(cache, call);
-    if (error != VK_SUCCESS)
+    if (error != VK_SUCCESS || count == 0)
         return error;
     vkmqa_poll_transfers(cache);
     uint32_t available = vkmqa_available_pages(cache);
@@ -292,10 +323,13 @@ VkResult vkmqaRestoreSequence(VkmqaCache cache, VkmqaSequence sequence) {
     for (uint32_t n = 0; n < count && error != VK_SUCCESS; ++n)
         vkmqa_release_page(cache, devicePages[n]);
     for (uint32_t i = 0, n = 0; i < record->pageCount && error == VK_SUCCESS; ++i)
-        if (record->pages[i] & VKMQA_HOST_PAGE)
-            record->pages[i] = devicePages[n++];
+        if (record->pages[i] & VKMQA_HOST_PAGE) {
+            record->pages[i] = devicePages[n];
+            bring_ids(cache, record, i, hostPages[n++]);
+        }
     if (error == VK_SUCCESS) {
         record->offloaded = 0;
+        record->touched = ++cache->clock;
         record->epoch++;
     }
     vkmqa_cache_free(cache, devicePages);

@@ -58,7 +58,7 @@ VkResult vkmqa_reserve_commands(VkmqaCache cache, const char* call, uint32_t cou
 }
 
 static void add_command(VkmqaCache cache, uint32_t from, uint32_t to) {
-    cache->commands[cache->commandCount++] = (struct VkmqaPageCommand){from, to};
+    cache->commands[cache->commandCount++] = (struct VkmqaPageCommand){from, to, cache->stepCount};
 }
 
 uint32_t vkmqa_take_page(VkmqaCache cache, bool overwritten) {
@@ -74,7 +74,7 @@ uint32_t vkmqa_take_page(VkmqaCache cache, bool overwritten) {
     state->state = VKMQA_PAGE_USED;
     state->refs = 1;
     state->idCount = 0;
-    state->serial = 0;
+    state->serial = state->step = 0;
     cache->usedPages++;
     return page;
 }
@@ -97,12 +97,22 @@ void vkmqa_release_page(VkmqaCache cache, uint32_t page) {
     append(cache, state->indexed ? &cache->reusablePages : &cache->freePages, page);
 }
 
+void vkmqa_free_unindexed(VkmqaCache cache, uint32_t page) {
+    struct VkmqaPage* state = &cache->pages[page];
+    if (state->state != VKMQA_PAGE_REUSABLE || state->indexed)
+        return;
+    detach(cache, &cache->reusablePages, page);
+    state->state = VKMQA_PAGE_FREE;
+    append(cache, &cache->freePages, page);
+}
+
 uint32_t vkmqa_copy_page(VkmqaCache cache, uint32_t page) {
     uint32_t copy = vkmqa_take_page(cache, true);
     uint32_t known = cache->pages[page].idCount;
     memcpy(cache->ids + (size_t)copy * cache->pageTokens, cache->ids + (size_t)page * cache->pageTokens,
            known * sizeof *cache->ids);
     cache->pages[copy].idCount = known;
+    cache->pages[copy].step = cache->pages[page].step;
     add_command(cache, page, copy);
     vkmqa_release_page(cache, page);
     return copy;

@@ -59,6 +59,18 @@ void vkmqa_index_page(VkmqaCache cache, uint32_t page, uint32_t before, uint64_t
     state->indexed = true;
 }
 
+void vkmqa_discard_steps(VkmqaCache cache, uint64_t last) {
+    for (uint32_t page = 0; page < cache->numPages && cache->recordedSteps < last; ++page) {
+        struct VkmqaPage* state = &cache->pages[page];
+        if (state->step <= cache->recordedSteps || state->step > last)
+            continue;
+        vkmqa_forget_tokens(cache, page, 0);
+        vkmqa_free_unindexed(cache, page);
+    }
+    if (cache->recordedSteps < last)
+        cache->recordedSteps = last;
+}
+
 void vkmqa_forget_tokens(VkmqaCache cache, uint32_t page, uint32_t offset) {
     struct VkmqaPage* state = &cache->pages[page];
     if (state->indexed)

@@ -1,6 +1,8 @@
 // What the bookkeeping asks of the device: copies of pages, clears, metadata. SPDX-License-Identifier: MIT
 #include "cache.h"
 
+#include <string.h>
+
 enum { MAX_REGIONS = 256 }; // of one vkCmdCopyBuffer
 
 static void order(VkmqaCache cache, VkCommandBuffer commandBuffer, VkPipelineStageFlags from,
@@ -24,6 +26,12 @@ void vkmqa_begin_transfers(VkmqaCache cache, VkCommandBuffer commandBuffer) {
 
 void vkmqa_end_transfers(VkmqaCache cache, VkCommandBuffer commandBuffer) {
     order(cache, commandBuffer, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_ACCESS_TRANSFER_WRITE_BIT, everyStage,
+          VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_READ_BIT |
+              VK_ACCESS_TRANSFER_WRITE_BIT);
+}
+
+void vkmqa_end_dispatches(VkmqaCache cache, VkCommandBuffer commandBuffer) {
+    order(cache, commandBuffer, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_ACCESS_SHADER_WRITE_BIT, everyStage,
           VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_READ_BIT |
               VK_ACCESS_TRANSFER_WRITE_BIT);
 }
@@ -69,10 +77,12 @@ static void use(VkmqaCache cache, uint32_t page, uint32_t way) {
     state->stamp = cache->stamp;
 }
 
-void vkmqa_record_commands(VkmqaCache cache, VkCommandBuffer commandBuffer) {
-    uint32_t first = 0;
+void vkmqa_record_commands(VkmqaCache cache, VkCommandBuffer commandBuffer, uint64_t before) {
+    uint32_t first = 0, end = 0;
+    while (end < cache->commandCount && cache->commands[end].before <= before)
+        ++end;
     cache->stamp++;
-    for (uint32_t i = 0; i < cache->commandCount; ++i) {
+    for (uint32_t i = 0; i < end; ++i) {
         const struct VkmqaPageCommand* command = &cache->commands[i];
         // Commands of a batch run in any order.
         if (is_used(cache, command->from, WRITTEN) || is_used(cache, command->to, READ | WRITTEN)) {
@@ -84,8 +94,10 @@ void vkmqa_record_commands(VkmqaCache cache, VkCommandBuffer commandBuffer) {
         use(cache, command->from, READ);
         use(cache, command->to, WRITTEN);
     }
-    record_batch(cache, commandBuffer, cache->commands + first, cache->commandCount - first);
-    cache->commandCount = 0;
+    record_batch(cache, commandBuffer, cache->commands + first, end - first);
+    cache->commandCount -= end;
+    if (cache->commandCount)
+        memmove(cache->commands, cache->commands + end, cache->commandCount * sizeof *cache->commands);
 }
 
 // Rows of the page table that device memory does not have yet, and everything that stands before the table.
@@ -113,6 +125,19 @@ static void record_metadata(VkmqaCache cache, VkCommandBuffer commandBuffer, con
     }
 }
 
+VkResult vkmqa_check_recorded(VkmqaCache cache, const char* call, bool commands) {
+    if (cache->recordedSteps < cache->stepCount)
+        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                                "%s: %llu steps have been built and not recorded; give them to "
+                                "vkmqaCmdUpdateCache and submit them first, or call vkmqaDiscardSteps", call,
+                                (unsigned long long)(cache->stepCount - cache->recordedSteps));
+    if (commands && cache->commandCount)
+        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                                "%s: %u copies or clears of pages are due; record vkmqaCmdUpdateCache and submit "
+                                "it first", call, cache->commandCount);
+    return VK_SUCCESS;
+}
+
 VkResult vkmqaCmdUpdateCache(VkmqaCache cache, VkCommandBuffer commandBuffer, const VkmqaCacheStep* step) {
     static const char call[] = "vkmqaCmdUpdateCache";
     if (!vkmqa_is_cache(cache))
@@ -120,15 +145,28 @@ VkResult vkmqaCmdUpdateCache(VkmqaCache cache, VkCommandBuffer commandBuffer, co
     if (!commandBuffer)
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
                                 "%s: commandBuffer is null; give one that is recording", call);
-    if (step && step->slot >= cache->stepsInFlight)
+    if (step && (step->number == 0 || step->number > cache->stepCount || step->slot >= cache->stepsInFlight ||
+                 step->mapped != cache->stepMapped + step->slot * cache->stepBytes ||
+                 step->step.limits.batch > cache->maxBatch))
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
-                                "%s: step.slot is %u, and the cache has %u; give what vkmqaBuildStep filled",
-                                call, step->slot, cache->stepsInFlight);
+                                "%s: step (number %llu, slot %u) is none of this cache's; give what vkmqaBuildStep "
+                                "filled", call, (unsigned long long)step->number, step->slot);
+    if (step && step->number <= cache->recordedSteps)
+        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                                "%s: step.number is %llu: it has been recorded or discarded, or a later one has "
+                                "overtaken it; record steps once, in the order they were built", call,
+                                (unsigned long long)step->number);
+    uint64_t before = step ? step->number - 1 : cache->recordedSteps; // steps
+    if (step) {
+        vkmqa_discard_steps(cache, before);
+        cache->recordedSteps = step->number;
+    }
     bool metadata = step && (cache->flags & VKMQA_CACHE_DEVICE_METADATA_BIT);
-    if (cache->commandCount == 0 && !metadata)
+    bool commands = cache->commandCount && cache->commands[0].before <= before;
+    if (!commands && !metadata)
         return VK_SUCCESS;
     vkmqa_begin_transfers(cache, commandBuffer);
-    vkmqa_record_commands(cache, commandBuffer);
+    vkmqa_record_commands(cache, commandBuffer, before);
     if (metadata)
         record_metadata(cache, commandBuffer, step);
     vkmqa_end_transfers(cache, commandBuffer);

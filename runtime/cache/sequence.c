@@ -64,6 +64,7 @@ VkResult vkmqa_make_sequence(VkmqaCache cache, const char* call, uint32_t pageCa
     record->pinned = record->shifted = false;
     record->length = record->pageCount = record->offloaded = record->epoch = 0;
     record->lastUse = record->salt = 0;
+    record->touched = ++cache->clock;
     *result = record;
     return VK_SUCCESS;
 }
@@ -104,6 +105,10 @@ VkResult vkmqaCreateSequence(VkmqaCache cache, const VkmqaSequenceCreateInfo* gi
     if (!sequence)
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
                                 "%s: sequence is null; give a place for the id", call);
+    if (info.tokenCount && !info.tokenIds)
+        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                                "%s: info.tokenIds is null; give tokenCount %u of them, or a tokenCount of 0", call,
+                                info.tokenCount);
     uint32_t known = info.tokenIds ? info.tokenCount / cache->pageTokens : 0;
     if (known > cache->maxSeqLenKv / cache->pageTokens)
         known = cache->maxSeqLenKv / cache->pageTokens;
@@ -117,7 +122,7 @@ VkResult vkmqaCreateSequence(VkmqaCache cache, const VkmqaSequenceCreateInfo* gi
     for (; found < known; ++found) {
         uint32_t page = vkmqa_find_page(cache, parent, info.salt,
                                         info.tokenIds + (size_t)found * cache->pageTokens);
-        if (page == VKMQA_NO_PAGE)
+        if (page == VKMQA_NO_PAGE || cache->pages[page].step > cache->recordedSteps)
             break;
         vkmqa_share_page(cache, page);
         record->pages[record->pageCount++] = page;
@@ -173,7 +178,7 @@ static uint32_t find_shared_tail(VkmqaCache cache, const struct VkmqaSequenceRec
 
 // Counts the pages that these tokens need; marks the sequences as seen and the shared pages as written to.
 static VkResult count_needed(VkmqaCache cache, const char* call, uint32_t count,
-                             const VkmqaSequenceTokens* tokens, bool write, uint64_t* needed) {
+                             const VkmqaSequenceTokens* tokens, uint64_t* needed) {
     for (uint32_t i = 0; i < count; ++i) {
         struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, call, tokens[i].sequence);
         if (!record)
@@ -198,7 +203,7 @@ static VkResult count_needed(VkmqaCache cache, const char* call, uint32_t count,
             return error;
         if (pages > record->pageCount)
             *needed += pages - record->pageCount;
-        uint32_t tail = write && tokens[i].newTokens ? find_shared_tail(cache, record) : VKMQA_NO_PAGE;
+        uint32_t tail = tokens[i].newTokens ? find_shared_tail(cache, record) : VKMQA_NO_PAGE;
         if (tail == VKMQA_NO_PAGE)
             continue;
         struct VkmqaPage* page = &cache->pages[tail];
@@ -211,11 +216,11 @@ static VkResult count_needed(VkmqaCache cache, const char* call, uint32_t count,
 }
 
 VkResult vkmqa_reserve(VkmqaCache cache, const char* call, uint32_t count,
-                       const VkmqaSequenceTokens* tokens, bool write) {
+                       const VkmqaSequenceTokens* tokens) {
     vkmqa_poll_transfers(cache);
     cache->stamp++;
     uint64_t needed = 0;
-    VkResult error = count_needed(cache, call, count, tokens, write, &needed);
+    VkResult error = count_needed(cache, call, count, tokens, &needed);
     if (error != VK_SUCCESS)
         return error;
     uint32_t available = vkmqa_available_pages(cache);
@@ -230,7 +235,7 @@ VkResult vkmqa_reserve(VkmqaCache cache, const char* call, uint32_t count,
         return error;
     for (uint32_t i = 0; i < count; ++i) {
         struct VkmqaSequenceRecord* record = &cache->sequences[(uint32_t)tokens[i].sequence - 1];
-        uint32_t tail = write && tokens[i].newTokens ? find_shared_tail(cache, record) : VKMQA_NO_PAGE;
+        uint32_t tail = tokens[i].newTokens ? find_shared_tail(cache, record) : VKMQA_NO_PAGE;
         if (tail != VKMQA_NO_PAGE) {
             record->pages[record->length / cache->pageTokens] = vkmqa_copy_page(cache, tail);
             record->epoch++;
@@ -249,7 +254,7 @@ VkResult vkmqaReserveTokens(VkmqaCache cache, uint32_t count, const VkmqaSequenc
     if (count && !tokens)
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT, "%s: tokens is null; give %u entries",
                                 call, count);
-    return vkmqa_reserve(cache, call, count, tokens, false);
+    return vkmqa_reserve(cache, call, count, tokens);
 }
 
 VkResult vkmqaForkSequence(VkmqaCache cache, VkmqaSequence source, uint32_t length, VkmqaSequence* fork) {
@@ -264,7 +269,8 @@ VkResult vkmqaForkSequence(VkmqaCache cache, VkmqaSequence source, uint32_t leng
                                 "%s: fork is null; give a place for the id", call);
     if (length > from->length)
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
-                                "%s: length is %u; the source has %u tokens", call, length, from->length);
+                                "%s: length is %u; the source has %u tokens: give at most that", call, length,
+                                from->length);
     VkResult error = vkmqa_check_resident(cache, call, from);
     uint32_t pages = vkmqa_pages_of(cache, length);
     struct VkmqaSequenceRecord* record;
@@ -280,7 +286,7 @@ VkResult vkmqaForkSequence(VkmqaCache cache, VkmqaSequence source, uint32_t leng
     if (pages)
         memcpy(record->pages, from->pages, pages * sizeof *record->pages);
     for (uint32_t i = 0; i < pages; ++i)
-        cache->pages[record->pages[i]].refs++;
+        vkmqa_share_page(cache, record->pages[i]);
     *fork = vkmqa_sequence_id(cache, record);
     return VK_SUCCESS;
 }
@@ -294,8 +300,8 @@ VkResult vkmqaTruncateSequence(VkmqaCache cache, VkmqaSequence sequence, uint32_
         return VK_ERROR_VALIDATION_FAILED_EXT;
     if (length > record->length)
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
-                                "%s: length is %u; the sequence has %u tokens", call, length,
-                                record->length);
+                                "%s: length is %u; the sequence has %u tokens: give at most that", call,
+                                length, record->length);
     record->length = length;
     record->shifted &= length > 0;
     vkmqa_drop_pages(cache, record, vkmqa_pages_of(cache, length));

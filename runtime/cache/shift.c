@@ -112,13 +112,17 @@ static VkResult prepare_layers(VkmqaCache cache, const VkmqaShiftInfo* info, con
 
 enum { MAX_UPDATE = 65536 }; // bytes of one vkCmdUpdateBuffer
 
-// The pages, then the layers.
+// What is due, then the layers, if there are any.
 static void record_shift(VkmqaCache cache, VkCommandBuffer commandBuffer,
                          const struct VkmqaSequenceRecord* record, struct LayerCall* layers,
                          const uint32_t groups[3]) {
     const struct VkmqaVk* vk = &cache->attention->context->vk;
     vkmqa_begin_transfers(cache, commandBuffer);
-    vkmqa_record_commands(cache, commandBuffer);
+    vkmqa_record_commands(cache, commandBuffer, cache->stepCount);
+    if (!layers) {
+        vkmqa_end_transfers(cache, commandBuffer);
+        return;
+    }
     uint64_t bytes = record->pageCount * 4ull, to = cache->localMemory.offset + cache->listOffset;
     for (uint64_t done = 0; done < bytes; done += MAX_UPDATE)
         vk->CmdUpdateBuffer(commandBuffer, cache->localMemory.buffer, to + done,
@@ -128,6 +132,7 @@ static void record_shift(VkmqaCache cache, VkCommandBuffer commandBuffer,
     for (uint32_t i = 0; i < cache->numLayers; ++i)
         vkmqa_dispatch(&layers[i].call, commandBuffer, cache->shift, layers[i].set, &layers[i].push,
                        sizeof layers[i].push, groups);
+    vkmqa_end_dispatches(cache, commandBuffer);
 }
 
 // Whole pages out of the list; who else holds them keeps them.
@@ -160,14 +165,16 @@ VkResult vkmqaCmdShiftSequence(VkmqaCache cache, VkCommandBuffer commandBuffer,
                                 "%s: info.keep %u and drop %u are more than the sequence's %u tokens", call,
                                 info.keep, info.drop, record->length);
     VkResult error = vkmqa_check_resident(cache, call, record);
-    if (error != VK_SUCCESS || info.drop == 0)
+    if (error == VK_SUCCESS)
+        error = vkmqa_check_recorded(cache, call, false);
+    if (error != VK_SUCCESS)
         return error;
     vkmqa_poll_transfers(cache);
     struct Shift shift = plan_shift(cache, record, info.keep, info.drop);
     if (shift.copies > vkmqa_available_pages(cache))
         return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_POOL_MEMORY,
-                                "%s: %u shared pages are copied, %u are free: %u are missing", call,
-                                shift.copies, vkmqa_available_pages(cache),
+                                "%s: %u shared pages are copied, %u are free: %u are missing; destroy, truncate "
+                                "or offload sequences", call, shift.copies, vkmqa_available_pages(cache),
                                 shift.copies - vkmqa_available_pages(cache));
     error = vkmqa_reserve_commands(cache, call, shift.copies);
     if (error != VK_SUCCESS)
@@ -188,7 +195,7 @@ VkResult vkmqaCmdShiftSequence(VkmqaCache cache, VkCommandBuffer commandBuffer,
     }
     if (shift.unlink)
         unlink_pages(cache, record, info.keep / cache->pageTokens, info.drop / cache->pageTokens);
-    if (layers)
+    if (layers || cache->commandCount)
         record_shift(cache, commandBuffer, record, layers, groups);
     vkmqa_cache_free(cache, layers);
     record->length -= info.drop;

@@ -73,6 +73,7 @@ struct VkmqaSnapshotFile {
     bool open;
     intptr_t handle;
     char* temporary; // its name while it is being written; null: it is read
+    uint64_t written, sent; // bytes, and those of them whose way to the disk has begun
 };
 
 // One call of vkmqaSaveSequences or vkmqaLoadSequences.

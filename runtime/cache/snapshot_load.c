@@ -325,10 +325,8 @@ VkResult vkmqaLoadSequences(VkmqaCache cache, const VkmqaSnapshotInfo* info, uin
         error = vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
                                  "%s: sequences is null, and the stream of info.read can be read only once; give "
                                  "room for its sequences", call);
-    else if (cache->commandCount && sequences) // they may read or write pages that are free by now
-        error = vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
-                                 "%s: %u copies of pages are due; record vkmqaCmdUpdateCache and submit it first",
-                                 call, cache->commandCount);
+    else if (sequences) // commands may read or write pages that are free by now
+        error = vkmqa_check_recorded(cache, call, true);
     vkmqa_poll_transfers(cache);
     if (error == VK_SUCCESS)
         error = load(snapshot, count, sequences);

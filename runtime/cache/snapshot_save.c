@@ -84,6 +84,9 @@ static void collect_pages(struct Save* save) {
 // A copy or clear that has not been recorded yet would come after the save has read the page.
 static VkResult check_commands(struct Save* save) {
     VkmqaCache cache = save->snapshot->cache;
+    VkResult error = vkmqa_check_recorded(cache, save->snapshot->call, false);
+    if (error != VK_SUCCESS)
+        return error;
     for (uint32_t i = 0; i < cache->commandCount; ++i)
         if (cache->pages[cache->commands[i].to].stamp == cache->stamp)
             return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
@@ -143,11 +146,18 @@ static VkResult write_header(struct VkmqaSnapshot* snapshot) {
 }
 
 // Ids of rows that are saved: a page that was cut may know more.
-static uint32_t known_ids(const struct Save* save, uint32_t number) {
+static uint32_t known_ids(const struct Save* save, uint32_t number, const uint32_t** ids) {
+    VkmqaCache cache = save->snapshot->cache;
     const struct SavedPage* page = &save->pages[number];
-    if ((page->entry & VKMQA_HOST_PAGE) || !page->prefix)
+    if (!page->prefix)
         return 0;
-    uint32_t known = save->snapshot->cache->pages[page->entry].idCount;
+    uint32_t known;
+    if (page->entry & VKMQA_HOST_PAGE) {
+        *ids = vkmqa_host_ids(cache, page->entry & ~VKMQA_HOST_PAGE, &known);
+    } else {
+        known = cache->pages[page->entry].idCount;
+        *ids = cache->ids + (size_t)page->entry * cache->pageTokens;
+    }
     return known < page->fill ? known : page->fill;
 }
 
@@ -174,7 +184,8 @@ static VkResult write_table(struct Save* save) {
     for (uint32_t i = 0; i < snapshot->header.pageCount; ++i) {
         if (!(bytes = vkmqa_section_bytes(snapshot, 4)))
             return snapshot->result;
-        vkmqa_put32(bytes, known_ids(save, i));
+        const uint32_t* ids;
+        vkmqa_put32(bytes, known_ids(save, i, &ids));
     }
     return vkmqa_close_section(snapshot);
 }
@@ -188,10 +199,11 @@ static VkResult write_ids(struct Save* save) {
         unsigned char* bytes = vkmqa_section_bytes(snapshot, size);
         if (!bytes)
             return snapshot->result;
-        uint32_t known = known_ids(save, i);
+        const uint32_t* ids;
+        uint32_t known = known_ids(save, i, &ids);
         memset(bytes, 0, size);
         for (uint32_t t = 0; t < known; ++t)
-            vkmqa_put32(bytes + 4 * t, cache->ids[(size_t)save->pages[i].entry * cache->pageTokens + t]);
+            vkmqa_put32(bytes + 4 * t, ids[t]);
     }
     return vkmqa_close_section(snapshot);
 }

@@ -8,6 +8,10 @@ static VkResult read_limits(VkmqaCache cache, const VkmqaStepBuildInfo* info, Vk
     static const char call[] = "vkmqaBuildStep";
     uint64_t total = 0;
     uint32_t longestQ = 0, longestKv = 0;
+    if (info->count > cache->maxBatch)
+        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                                "%s: info.count is %u; the cache was created for a maxBatch of %u", call,
+                                info->count, cache->maxBatch);
     for (uint32_t i = 0; i < info->count; ++i) {
         const struct VkmqaSequenceRecord* record =
             vkmqa_find_sequence(cache, call, info->tokens[i].sequence);
@@ -17,9 +21,19 @@ static VkResult read_limits(VkmqaCache cache, const VkmqaStepBuildInfo* info, Vk
         total += info->tokens[i].newTokens;
         if (info->tokens[i].newTokens > longestQ)
             longestQ = info->tokens[i].newTokens;
-        if (length > longestKv) // beyond maxSeqLenKv it is refused below
-            longestKv = length > UINT32_MAX ? UINT32_MAX : (uint32_t)length;
+        if (length > cache->maxSeqLenKv)
+            return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                                    "%s: info.tokens[%u].newTokens is %u: sequence 0x%llx would have %llu tokens, "
+                                    "and maxSeqLenKv is %u", call, i, info->tokens[i].newTokens,
+                                    (unsigned long long)info->tokens[i].sequence, (unsigned long long)length,
+                                    cache->maxSeqLenKv);
+        if (length > longestKv)
+            longestKv = (uint32_t)length;
     }
+    if (total > cache->maxNewTokens)
+        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                                "%s: info.tokens have %llu new tokens; the cache was created for a maxNewTokens of "
+                                "%u", call, (unsigned long long)total, cache->maxNewTokens);
     const struct {
         const char* name;
         uint64_t own;
@@ -40,9 +54,8 @@ static VkResult read_limits(VkmqaCache cache, const VkmqaStepBuildInfo* info, Vk
         uint64_t limit = *rows[i].limit ? *rows[i].limit : rows[i].own;
         if (limit > rows[i].most)
             return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
-                                    "%s: info.limits.%s %s %llu; the cache was created for at most %u", call,
-                                    rows[i].name, *rows[i].limit ? "is" : "would be",
-                                    (unsigned long long)limit, rows[i].most);
+                                    "%s: info.limits.%s is %llu; the cache was created for at most %u", call,
+                                    rows[i].name, (unsigned long long)limit, rows[i].most);
         if (limit < rows[i].own)
             return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
                                     "%s: info.limits.%s is %llu; this step has %llu", call, rows[i].name,
@@ -62,9 +75,19 @@ static void write_pages(const struct VkmqaSequenceRecord* record, VkmqaSequence 
         *row = (struct VkmqaRow){id, record->epoch, entries};
 }
 
-// A sequence's new tokens: their slots, positions and ids, page by page.
+static void write_positions(const VkmqaSequenceTokens* tokens, uint32_t first, int32_t* positions) {
+    for (uint32_t i = 0; i < tokens->newTokens; ++i)
+        positions[i] = tokens->positions ? tokens->positions[i] : (int32_t)(first + i);
+}
+
+// A sequence's new tokens: their slots and ids, page by page.
 static void append_tokens(VkmqaCache cache, struct VkmqaSequenceRecord* record,
-                          const VkmqaSequenceTokens* tokens, int32_t* slots, int32_t* positions) {
+                          const VkmqaSequenceTokens* tokens, int32_t* slots) {
+    // Drafts of a tree lie side by side: their rows are those of no prompt.
+    const uint32_t* ids = tokens->tokenIds;
+    for (uint32_t i = 0; tokens->positions && i < tokens->newTokens; ++i)
+        if (tokens->positions[i] != (int32_t)(record->length + i))
+            ids = NULL;
     uint32_t done = 0;
     while (done < tokens->newTokens) {
         uint32_t position = record->length + done, offset = position % cache->pageTokens;
@@ -75,15 +98,15 @@ static void append_tokens(VkmqaCache cache, struct VkmqaSequenceRecord* record,
         for (uint32_t i = 0; i < count; ++i)
             slots[done + i] = (int32_t)(page * cache->pageTokens + offset + i);
         vkmqa_forget_tokens(cache, page, offset);
-        vkmqa_learn_tokens(cache, page, offset, count, tokens->tokenIds ? tokens->tokenIds + done : NULL);
+        cache->pages[page].step = cache->stepCount;
+        vkmqa_learn_tokens(cache, page, offset, count, ids ? ids + done : NULL);
         if (offset + count == cache->pageTokens && !record->shifted)
             vkmqa_index_page(cache, page, entry ? record->pages[entry - 1] : VKMQA_NO_PAGE, record->salt);
         done += count;
     }
-    for (uint32_t i = 0; positions && i < tokens->newTokens; ++i)
-        positions[i] = tokens->positions ? tokens->positions[i] : (int32_t)(record->length + i);
     record->length += tokens->newTokens;
     record->lastUse = cache->stepCount;
+    record->touched = ++cache->clock;
 }
 
 VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* given, VkmqaCacheStep* step) {
@@ -101,10 +124,12 @@ VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* given, Vkmqa
     VkmqaStepLimits limits;
     VkResult error = read_limits(cache, &info, &limits);
     if (error == VK_SUCCESS)
-        error = vkmqa_reserve(cache, call, info.count, info.tokens, true);
+        error = vkmqa_reserve(cache, call, info.count, info.tokens);
     if (error != VK_SUCCESS)
         return error;
 
+    if (cache->stepCount - cache->recordedSteps == cache->stepsInFlight) // its metadata are overwritten
+        vkmqa_discard_steps(cache, cache->recordedSteps + 1);
     uint32_t slot = (uint32_t)(cache->stepCount++ % cache->stepsInFlight);
     char* mapped = cache->stepMapped + slot * cache->stepBytes;
     struct VkmqaRow* rows = cache->rows + (size_t)slot * cache->maxBatch;
@@ -113,13 +138,17 @@ VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* given, Vkmqa
     int32_t* seqLensKv = (int32_t*)(mapped + layout->seqLensKv);
     int32_t* slots = (int32_t*)(mapped + layout->slotMapping);
     bool rope = layout->positions != VKMQA_NONE;
-    int32_t* positions = rope ? (int32_t*)(mapped + layout->positions) : NULL;
+    // Written twice: mapped memory may be slow to read.
+    int32_t* positions[2] = {rope ? (int32_t*)(mapped + layout->positions) : NULL,
+                             rope ? (int32_t*)(mapped + layout->queryPositions) : NULL};
     uint32_t total = 0;
     for (uint32_t i = 0; i < info.count; ++i) {
         const VkmqaSequenceTokens* tokens = &info.tokens[i];
         struct VkmqaSequenceRecord* record = &cache->sequences[(uint32_t)tokens->sequence - 1];
         cuSeqlensQ[i] = (int32_t)total;
-        append_tokens(cache, record, tokens, slots + total, rope ? positions + total : NULL);
+        append_tokens(cache, record, tokens, slots + total);
+        for (int p = 0; p < 2 && rope; ++p)
+            write_positions(tokens, record->length - tokens->newTokens, positions[p] + total);
         total += tokens->newTokens;
         seqLensKv[i] = (int32_t)record->length;
         write_pages(record, tokens->sequence, &rows[i], vkmqa_pages_of(cache, record->length),
@@ -134,14 +163,13 @@ VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* given, Vkmqa
     for (uint32_t i = total; i < limits.newTokens; ++i)
         slots[i] = -1;
     for (uint32_t i = total; rope && i < limits.totalQ; ++i)
-        positions[i] = 0;
-    if (rope)
-        memcpy(mapped + layout->queryPositions, positions, limits.totalQ * sizeof *positions);
+        positions[0][i] = positions[1][i] = 0;
     *(uint32_t*)(mapped + layout->status) = 0;
 
     bool local = cache->flags & VKMQA_CACHE_DEVICE_METADATA_BIT;
     step->slot = slot;
     step->mapped = mapped;
+    step->number = cache->stepCount;
     step->step = (VkmqaStep){.structSize = sizeof step->step, .limits = limits, .layout = *layout};
     step->step.metadata = local ? cache->localMemory : cache->stepMemory;
     VkmqaBuffer* metadata = &step->step.metadata;
@@ -149,5 +177,12 @@ VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* given, Vkmqa
     metadata->offset += offset;
     metadata->size = cache->stepBytes;
     metadata->address += metadata->address ? offset : 0;
+    return VK_SUCCESS;
+}
+
+VkResult vkmqaDiscardSteps(VkmqaCache cache) {
+    if (!vkmqa_is_cache(cache))
+        return VK_ERROR_VALIDATION_FAILED_EXT;
+    vkmqa_discard_steps(cache, cache->stepCount);
     return VK_SUCCESS;
 }

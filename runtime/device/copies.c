@@ -157,11 +157,17 @@ static VkResult submit_copies(VkmqaDevice device, struct VkmqaCopies* copies, bo
         .pWaitSemaphores = &copies->after,
         .pWaitDstStageMask = &all,
     };
-    if (result == VK_SUCCESS && queues && computeWaits)
+    if (result)
+        return result;
+    if (queues && computeWaits) {
         result = vk->QueueSubmit(device->computeQueue, 1, &after, VK_NULL_HANDLE);
-    if (result == VK_SUCCESS)
-        copies->state = PENDING;
-    return result;
+        if (result) { // the caller reuses what the copies write to
+            vk->WaitForFences(device->handle, 1, &copies->fence, VK_TRUE, device->waitLimitNs);
+            return result;
+        }
+    }
+    copies->state = PENDING;
+    return VK_SUCCESS;
 }
 
 VkResult vkmqa_start_copies(VkmqaDevice device, const char* call, uint32_t count,
