@@ -112,7 +112,7 @@ static BenchResult parseList(const char* option, const char* text, ParseElement 
 }
 
 static BenchResult parseKernel(const char* text, Options* options) {
-    static const char* const tiers[] = {"auto", "portable", "subgroup", "cpu"};
+    static const char* const tiers[] = {"auto", "portable", "subgroup", "cpu", "coopmat"};
     for (uint32_t i = 0; i < sizeof(tiers) / sizeof(tiers[0]); i++) {
         if (strcmp(text, tiers[i]) == 0) {
             options->tier = (VkmqaTier)i;
@@ -290,7 +290,7 @@ BenchResult parseOptions(int argc, const char** argv, Options* options, bool* ex
         TEXT("parts", 0, parts, "partial results that merge merges (4)", "N"),
         TEXT("layers", 0, layers, "layers of a step of replay, of a cache that forks, offloads, saves or loads (4)", "N"),
         TEXT("kernel", 0, kernel,
-             "auto, a tier (portable, subgroup, cpu) or a kernel's name (auto)", "NAME"),
+             "auto, a tier (portable, subgroup, cpu, coopmat) or a kernel's name (auto)", "NAME"),
         FLAG("portable-only", portableOnly, "open the device with nothing beyond Vulkan 1.1"),
         {NULL, 'r', POPT_ARG_INT, &raw.repetitions, 0,
          "samples of each row (30, fewer where they would take over a second), steps of replay "

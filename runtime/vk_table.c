@@ -20,6 +20,9 @@ VkResult vkmqa_load_instance(struct VkmqaVk* vk, VkInstance instance,
         return report_missing(missing, "vk" #name);
     VKMQA_VK_INSTANCE_FUNCTIONS(LOAD)
 #undef LOAD
+#define LOAD(name) vk->name = (PFN_vk##name)getInstanceProcAddr(instance, "vk" #name);
+    VKMQA_VK_OPTIONAL_INSTANCE_FUNCTIONS(LOAD)
+#undef LOAD
     return VK_SUCCESS;
 }
 

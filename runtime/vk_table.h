@@ -11,6 +11,8 @@
 
 #include <vulkan/vulkan_core.h>
 
+#include "vk_coopmat.h"
+
 // X(Name) declares and loads vkName. All of Vulkan 1.1 and always there.
 #define VKMQA_VK_INSTANCE_FUNCTIONS(X)                                                             \
     X(EnumeratePhysicalDevices)                                                                    \
@@ -79,6 +81,9 @@
     X(CmdResetQueryPool)                                                                           \
     X(CmdWriteTimestamp)
 
+// X(Name): of the instance; null where nothing offers it.
+#define VKMQA_VK_OPTIONAL_INSTANCE_FUNCTIONS(X) X(GetPhysicalDeviceCooperativeMatrixPropertiesKHR)
+
 // X(Name, Alias): loaded as vkName, else as vkAlias of the same signature; null where the device
 // has neither. Drivers and layers may return pointers for functions whose extension or feature is
 // off, so the enabled features decide whether to call, never the pointer alone.
@@ -91,6 +96,7 @@
 struct VkmqaVk {
     PFN_vkGetInstanceProcAddr GetInstanceProcAddr;
     VKMQA_VK_INSTANCE_FUNCTIONS(VKMQA_VK_MEMBER)
+    VKMQA_VK_OPTIONAL_INSTANCE_FUNCTIONS(VKMQA_VK_MEMBER)
     VKMQA_VK_DEVICE_FUNCTIONS(VKMQA_VK_MEMBER)
     VKMQA_VK_OPTIONAL_DEVICE_FUNCTIONS(VKMQA_VK_OPTIONAL_MEMBER)
 };

@@ -47,7 +47,12 @@
     X(23, V_PREFIX, 0)       /* V is the first elements of each K row */                           \
     X(24, ROPE_STYLE, 0)     /* as VkmqaRopeStyle */                                               \
     X(25, ROPE_DIM, 0)                                                                             \
-    X(26, ROPE_OFFSET, 0)
+    X(26, ROPE_OFFSET, 0)                                                                          \
+    X(27, MATRIX_M, 16)      /* a tile of the matrix units, M x N x K (attn_coopmat) */            \
+    X(28, MATRIX_N, 16)                                                                            \
+    X(29, MATRIX_K, 16)                                                                            \
+    X(30, COLUMN_GROUPS, 1)  /* subgroups that share a tile's rows */                              \
+    X(31, SPREAD_FACTORS, 0) /* row factors go through a whole tile in shared memory */
 
 #define VKMQA_CONTIGUOUS 31
 #define VKMQA_UNBOUNDED 0xFFFFFFFFu

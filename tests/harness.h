@@ -43,7 +43,7 @@ typedef struct Harness {
     VkmqaDevice device;
     VkmqaContext context;
     VkmqaDeviceProperties properties;
-    VkmqaTier tiers[3]; // those that the device supports
+    VkmqaTier tiers[4]; // those that the device supports
     uint32_t tierCount;
     uint64_t seed;
     char message[1024]; // the library's last error message

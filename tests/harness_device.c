@@ -7,7 +7,7 @@
 Harness harness;
 
 const char* tierName(VkmqaTier tier) {
-    static const char* const names[] = {"auto", "portable", "subgroup", "cpu"};
+    static const char* const names[] = {"auto", "portable", "subgroup", "cpu", "coopmat"};
     return names[tier];
 }
 
@@ -98,9 +98,10 @@ end:
 }
 
 static void findTiers(void) {
-    const Model model = {
-        .numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 64, .headDimV = 64, .maxSeqLenKv = 64};
-    static const VkmqaTier tiers[] = {VKMQA_TIER_PORTABLE, VKMQA_TIER_SUBGROUP, VKMQA_TIER_CPU};
+    const Model model = {.numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 64, .headDimV = 64, .k = ORACLE_F16,
+                         .v = ORACLE_F16, .maxSeqLenKv = 64};
+    static const VkmqaTier tiers[] = {VKMQA_TIER_PORTABLE, VKMQA_TIER_SUBGROUP, VKMQA_TIER_CPU,
+                                      VKMQA_TIER_COOPMAT};
     const char* only = getenv("VKMQA_TEST_TIER");
     const char* usual = harnessIsLong() ? NULL : getenv("VKMQA_TEST_TIERS");
     for (size_t i = 0; i < COUNT(tiers); i++) {

@@ -16,6 +16,12 @@ VkmqaType libraryType(OracleType type) {
     return types[type];
 }
 
+// Matrices of f16 hold no wider values.
+static bool fitsMatrices(const Model* model) {
+    return (model->io == ORACLE_F32 || model->io == ORACLE_F16) && model->k != ORACLE_F32 &&
+           model->k != ORACLE_BF16 && model->v != ORACLE_F32 && model->v != ORACLE_BF16;
+}
+
 VkmqaAttentionCreateInfo attentionInfo(const Model* model, VkmqaTier tier) {
     static const VkmqaRopeStyle styles[] = {
         [ORACLE_ROPE_NONE] = VKMQA_ROPE_NONE,
@@ -37,7 +43,7 @@ VkmqaAttentionCreateInfo attentionInfo(const Model* model, VkmqaTier tier) {
         .maxSeqLenKv = model->maxSeqLenKv,
         .scale = model->scale,
         .splitSize = model->splitSize,
-        .tier = tier,
+        .tier = tier == VKMQA_TIER_COOPMAT && !fitsMatrices(model) ? VKMQA_TIER_AUTO : tier,
         .windowLeft = model->windowLeft,
         .windowRight = model->windowRight,
         .chunkSize = model->chunkSize,

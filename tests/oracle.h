@@ -132,6 +132,7 @@ typedef struct OracleProblem {
     const uint32_t* mask;             // [totalQ, maskStride] words or null; 1 allows
     uint32_t maskStride;
     bool treeMask; // bit 0 is position tokens - queries, and what lies before is allowed
+    OracleType operands; // of products: what P rounds q, k, v and its weights to, as matrix units do
 } OracleProblem;
 
 // Whether query token i of sequence b sees position j of its sequence.

@@ -126,6 +126,13 @@ void oracleAttention(const OracleProblem* problem, double* out, double* lse) {
     forEachRow(problem, attendRow, out, lse);
 }
 
+// An operand of a product, as P rounds it.
+static float operand(const OracleProblem* problem, float value) {
+    if (problem->operands != ORACLE_F32)
+        oracleRound(problem->operands, &value, 1);
+    return value;
+}
+
 static void attendRowPlainly(const OracleProblem* problem, const Row* row, void* outs, void* lses) {
     float* out = outs ? (float*)outs + row->index * problem->headDimV : NULL;
     float* lse = lses ? (float*)lses + row->index : NULL;
@@ -138,7 +145,7 @@ static void attendRowPlainly(const OracleProblem* problem, const Row* row, void*
         const float* k = row->k + (size_t)row->seen[n] * row->stepK;
         float score = 0;
         for (uint32_t d = 0; d < problem->headDimQk; d++)
-            score += row->q[d] * k[d];
+            score += operand(problem, row->q[d]) * operand(problem, k[d]);
         score *= scale;
         if (softcap != 0)
             score = softcap * tanhf(score / softcap);
@@ -157,7 +164,7 @@ static void attendRowPlainly(const OracleProblem* problem, const Row* row, void*
     for (int32_t n = 0; out && n < row->count; n++) {
         const float* v = row->v + (size_t)row->seen[n] * row->stepV;
         for (uint32_t d = 0; d < problem->headDimV; d++)
-            out[d] += weights[n] * v[d];
+            out[d] += operand(problem, weights[n]) * operand(problem, v[d]);
     }
     for (uint32_t d = 0; out && row->count && d < problem->headDimV; d++)
         out[d] /= sum;

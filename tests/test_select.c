@@ -40,6 +40,15 @@ static struct VkmqaShape shape_of(uint32_t headsQ, uint32_t headsKv, uint32_t di
     return shape;
 }
 
+static struct VkmqaCaps gpu_with_matrices(void) {
+    struct VkmqaCaps caps = gpu();
+    caps.float16 = caps.subgroupVote = true;
+    caps.matrixCount = 2;
+    caps.matrices[0] = (struct VkmqaMatrix){16, 8, 16};
+    caps.matrices[1] = (struct VkmqaMatrix){16, 16, 16};
+    return caps;
+}
+
 static VkmqaTier tier_of(const struct VkmqaCaps* caps, const struct VkmqaShape* shape) {
     struct VkmqaChoice choice;
     struct VkmqaProblem problem;
@@ -109,11 +118,56 @@ static void forced_tiers_are_kept_or_refused(void** state) {
     assert_non_null(strstr(problem.text, "cpu"));
 }
 
+// Many rows go to matrix units, few to the kernels without; what an f16 matrix cannot hold, to those alone.
+static void matrices_take_many_rows(void** state) {
+    (void)state;
+    struct VkmqaCaps caps = gpu_with_matrices();
+    struct VkmqaShape shape = shape_of(8, 8, 128);
+    struct VkmqaChoice choice;
+    struct VkmqaProblem problem;
+    shape.kType = shape.vType = VKMQA_TYPE_F16;
+    assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_SUCCESS);
+    assert_true(choice.count >= 3);
+    for (uint32_t i = 0; i < choice.count; ++i) {
+        const struct VkmqaCandidate* candidate = &choice.candidates[i];
+        assert_int_equal(candidate->tier,
+                         candidate->rows < 8 ? VKMQA_TIER_SUBGROUP : VKMQA_TIER_COOPMAT);
+        assert_int_equal(candidate->matrix.n, candidate->rows < 8 ? 0 : 16); // the largest
+        assert_int_equal(candidate->rows % (candidate->rows < 8 ? 1 : 16), 0);
+        assert_true(candidate->sharedMemory <= caps.sharedMemory);
+        assert_true(candidate->workgroupSize <= caps.maxInvocations);
+        if (i)
+            assert_true(candidate->rows > choice.candidates[i - 1].rows);
+    }
+    assert_int_equal(choice.candidates[0].rows, 1);
+    shape.vType = VKMQA_TYPE_BF16;
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_SUBGROUP);
+    shape.vType = VKMQA_TYPE_F16;
+    caps.computeFullSubgroups = false;
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_SUBGROUP);
+    caps = gpu_with_matrices();
+    caps.matrices[0].m = caps.matrices[1].m = 64; // more rows than lanes
+    assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_SUBGROUP);
+    // Every head dim and shared memory: within the limits, or not at all.
+    for (uint32_t dim = 8; dim <= 576; dim += 8)
+        for (uint32_t memory = 16384; memory <= 65536; memory += 16384) {
+            caps = gpu_with_matrices();
+            caps.sharedMemory = memory;
+            shape = shape_of(128, 1, dim);
+            shape.kType = shape.vType = VKMQA_TYPE_Q8_0;
+            assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_SUCCESS);
+            for (uint32_t i = 0; i < choice.count; ++i) {
+                assert_true(choice.candidates[i].sharedMemory <= memory);
+                assert_true(choice.candidates[i].block % (choice.candidates[i].matrix.m ? 16 : 1) == 0);
+            }
+        }
+}
+
 // Avoiding what was chosen, again and again, walks down the tiers and ends in an error.
 static void avoided_kernels_are_not_chosen(void** state) {
     (void)state;
     struct VkmqaShape shape = shape_of(32, 8, 128);
-    struct VkmqaCaps caps = gpu();
+    struct VkmqaCaps caps = gpu_with_matrices();
     struct VkmqaChoice choice;
     struct VkmqaProblem problem;
     VkmqaTier last = VKMQA_TIER_AUTO;
@@ -127,7 +181,7 @@ static void avoided_kernels_are_not_chosen(void** state) {
         assert_true(++rounds < 64);
     }
     assert_int_equal(last, VKMQA_TIER_PORTABLE);
-    assert_true(rounds >= 2);
+    assert_true(rounds >= 4); // matrices, matrices without loads of stride 0, subgroup, portable
     assert_non_null(strstr(problem.text, "avoidKernels"));
 }
 
@@ -151,6 +205,7 @@ int main(void) {
         cmocka_unit_test(tier_follows_features),
         cmocka_unit_test(the_poorest_device_runs_all),
         cmocka_unit_test(forced_tiers_are_kept_or_refused),
+        cmocka_unit_test(matrices_take_many_rows),
         cmocka_unit_test(avoided_kernels_are_not_chosen),
         cmocka_unit_test(kept_candidates_are_the_reachable_ones),
     };

@@ -187,6 +187,7 @@ typedef enum VkmqaTier {
     VKMQA_TIER_PORTABLE = 1, // plain Vulkan 1.1: descriptors, no subgroup operations
     VKMQA_TIER_SUBGROUP = 2, // device addresses and subgroup operations
     VKMQA_TIER_CPU = 3,      // for Vulkan drivers that run on the CPU
+    VKMQA_TIER_COOPMAT = 4,  // matrix units, VK_KHR_cooperative_matrix: many rows at a time
     VKMQA_TIER_MAX_ENUM = 0x7FFFFFFF
 } VkmqaTier;
 

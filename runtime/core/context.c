@@ -83,6 +83,27 @@ bool vkmqa_open_output(void* output, uint32_t knownSize, uint32_t minSize, const
     return true;
 }
 
+// The shapes that multiply f16 and add in f32.
+static void read_matrices(const struct VkmqaContext_T* context, VkPhysicalDevice physicalDevice,
+                          struct VkmqaCaps* caps) {
+    VkCooperativeMatrixPropertiesKHR listed[64];
+    uint32_t count = sizeof listed / sizeof listed[0];
+    memset(listed, 0, sizeof listed);
+    for (uint32_t i = 0; i < count; ++i)
+        listed[i].sType = (VkStructureType)VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR;
+    if (!context->vk.GetPhysicalDeviceCooperativeMatrixPropertiesKHR ||
+        context->vk.GetPhysicalDeviceCooperativeMatrixPropertiesKHR(physicalDevice, &count, listed) < 0)
+        return;
+    for (uint32_t i = 0; i < count && caps->matrixCount < VKMQA_MAX_MATRICES; ++i) {
+        const VkCooperativeMatrixPropertiesKHR* p = &listed[i];
+        if ((int)p->scope == VK_SCOPE_SUBGROUP_KHR && !p->saturatingAccumulation &&
+            (int)p->AType == VK_COMPONENT_TYPE_FLOAT16_KHR && (int)p->BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+            (int)p->CType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
+            (int)p->ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR)
+            caps->matrices[caps->matrixCount++] = (struct VkmqaMatrix){p->MSize, p->NSize, p->KSize};
+    }
+}
+
 static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice physicalDevice,
                       uint32_t apiVersion, const struct VkmqaEnabled* enabled,
                       struct VkmqaCaps* caps) {
@@ -119,6 +140,8 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
         .computeFullSubgroups = enabled->computeFullSubgroups,
         .subgroupBallot = (subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
                           (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_BALLOT_BIT),
+        .subgroupVote = (subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) &&
+                        (subgroup.supportedOperations & VK_SUBGROUP_FEATURE_VOTE_BIT),
         .subgroupSize = subgroup.subgroupSize,
         .minSubgroupSize = sizes.minSubgroupSize,
         .maxSubgroupSize = sizes.maxSubgroupSize,
@@ -128,6 +151,8 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
         .maxStorageRange = limits->maxStorageBufferRange,
         .storageAlignment = limits->minStorageBufferOffsetAlignment,
     };
+    if (enabled->matrices)
+        read_matrices(context, physicalDevice, caps);
     memcpy(caps->maxGroupCount, limits->maxComputeWorkGroupCount, sizeof caps->maxGroupCount);
     if (limits->maxComputeWorkGroupSize[0] < caps->maxInvocations)
         caps->maxInvocations = limits->maxComputeWorkGroupSize[0];

@@ -85,6 +85,7 @@ struct VkmqaEnabled {
     bool pushDescriptor;
     bool storage16, float16, narrowIntegers;
     bool subgroupSizeControl, computeFullSubgroups;
+    bool matrices; // cooperativeMatrix, and the memory model its shaders need
 };
 void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,
                         const VkPhysicalDeviceFeatures2* features, struct VkmqaEnabled* enabled);

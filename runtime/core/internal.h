@@ -21,7 +21,8 @@ enum {
     VKMQA_MAX_RATIO = 128,
     VKMQA_MAX_HEAD_DIM = 576,
     VKMQA_MAX_PAGE_SIZE = 256,
-    VKMQA_MAX_CANDIDATES = 4, // attention kernels one object may hold, by rows of a tile
+    VKMQA_MAX_CANDIDATES = 6, // attention kernels one object may hold, by rows of a tile
+    VKMQA_MAX_MATRICES = 8,   // shapes of matrices that are considered
 };
 
 // ---- caps ------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ struct VkmqaCaps {
     bool pushDescriptor;
     bool storage16, float16; // 16-bit storage buffers, f16 arithmetic
     bool narrowIntegers;     // 8-bit storage buffers, 8-bit and 16-bit integers
-    bool subgroupShuffle, subgroupBallot; // in compute shaders
+    bool subgroupShuffle, subgroupBallot, subgroupVote; // in compute shaders
     bool subgroupSizeControl, computeFullSubgroups;
     uint32_t subgroupSize, minSubgroupSize, maxSubgroupSize;
     uint32_t maxInvocations;
@@ -44,6 +45,10 @@ struct VkmqaCaps {
     uint32_t storageBuffersPerStage;
     uint64_t maxStorageRange;
     uint64_t storageAlignment;
+    uint32_t matrixCount; // f16 times f16 plus f32, of a subgroup; 0: no matrix units enabled
+    struct VkmqaMatrix {
+        uint32_t m, n, k;
+    } matrices[VKMQA_MAX_MATRICES];
 };
 
 // ---- shape -----------------------------------------------------------------------------------
@@ -126,6 +131,9 @@ struct VkmqaCandidate {
     uint32_t shader;
     bool bind; // descriptors instead of device addresses
     uint32_t rows, cluster, block;
+    struct VkmqaMatrix matrix; // all 0: uses no matrix units
+    uint32_t columnGroups;     // subgroups that share a tile of rows
+    bool spreadFactors;        // see SPREAD_FACTORS in shaders/shared.h
     uint32_t subgroupSize; // 0 = uses no subgroup operations
     uint32_t workgroupSize;
     uint32_t sharedMemory;

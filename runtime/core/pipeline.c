@@ -112,6 +112,10 @@ static struct SpecData make_spec(const struct VkmqaAttention_T* attention) {
         .ROPE_STYLE = shape->ropeStyle,
         .ROPE_DIM = shape->ropeDim,
         .ROPE_OFFSET = shape->ropeOffset,
+        .MATRIX_M = 16, // in bounds for kernels without matrices
+        .MATRIX_N = 16,
+        .MATRIX_K = 16,
+        .COLUMN_GROUPS = 1,
         .HADAMARD = shape->hadamard,
     };
 }
@@ -218,6 +222,13 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
         spec.ROWS = candidate->rows;
         spec.CLUSTER = candidate->cluster;
         spec.BLOCK = candidate->block;
+        if (candidate->matrix.m) {
+            spec.MATRIX_M = candidate->matrix.m;
+            spec.MATRIX_N = candidate->matrix.n;
+            spec.MATRIX_K = candidate->matrix.k;
+            spec.COLUMN_GROUPS = candidate->columnGroups;
+            spec.SPREAD_FACTORS = candidate->spreadFactors;
+        }
         result = add_pipeline(attention, &batch, candidate->shader, candidate->subgroupSize, spec);
     }
     const struct {

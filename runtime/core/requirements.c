@@ -11,7 +11,9 @@ struct Storage {
     VkPhysicalDevice16BitStorageFeatures storage16;
     VkPhysicalDevice8BitStorageFeatures storage8;
     VkPhysicalDeviceShaderFloat16Int8Features float16;
-    const char* names[8];
+    VkPhysicalDeviceVulkanMemoryModelFeatures memoryModel;
+    VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices;
+    const char* names[10];
 };
 _Static_assert(sizeof(struct Storage) <= sizeof(((VkmqaDeviceRequirements*)0)->storage),
                "the caller's storage holds the structs");
@@ -89,6 +91,9 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     void** tail = &storage->features.pNext;
     uint32_t count = 0;
 
+    storage->memoryModel.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES;
+    storage->matrices.sType =
+        (VkStructureType)VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR;
 #define WANT(structure, promotedIn, extension)                                                     \
     if (version >= (promotedIn) || offered(extension, extensionCount, extensions)) {               \
         *tail = &storage->structure;                                                               \
@@ -101,6 +106,8 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     WANT(storage16, VK_API_VERSION_1_1, VK_KHR_16BIT_STORAGE_EXTENSION_NAME)
     WANT(storage8, VK_API_VERSION_1_2, VK_KHR_8BIT_STORAGE_EXTENSION_NAME)
     WANT(float16, VK_API_VERSION_1_2, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME)
+    WANT(memoryModel, VK_API_VERSION_1_2, VK_KHR_VULKAN_MEMORY_MODEL_EXTENSION_NAME)
+    WANT(matrices, UINT32_MAX, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME)
 #undef WANT
     if (offered(VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME, extensionCount, extensions))
         storage->names[count++] = VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME;
@@ -116,6 +123,9 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     storage->features.features.shaderInt16 = int16;
     storage->deviceAddress.bufferDeviceAddressCaptureReplay = VK_FALSE;
     storage->deviceAddress.bufferDeviceAddressMultiDevice = VK_FALSE;
+    storage->memoryModel.vulkanMemoryModelDeviceScope = VK_FALSE;
+    storage->memoryModel.vulkanMemoryModelAvailabilityVisibilityChains = VK_FALSE;
+    storage->matrices.cooperativeMatrixRobustBufferAccess = VK_FALSE;
     storage->storage16.uniformAndStorageBuffer16BitAccess = VK_FALSE;
     storage->storage16.storagePushConstant16 = VK_FALSE;
     storage->storage16.storageInputOutput16 = VK_FALSE;
@@ -139,13 +149,15 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
                      listed(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME, extensionCount, extensions);
     bool storage8Known = apiVersion >= VK_API_VERSION_1_2 ||
                          listed(VK_KHR_8BIT_STORAGE_EXTENSION_NAME, extensionCount, extensions);
-    bool storage8 = false, int8 = false;
+    bool storage8 = false, int8 = false, matrices = false, memoryModel = false;
+    bool modelKnown = apiVersion >= VK_API_VERSION_1_2 ||
+                      listed(VK_KHR_VULKAN_MEMORY_MODEL_EXTENSION_NAME, extensionCount, extensions);
     bool float16Known =
         apiVersion >= VK_API_VERSION_1_2 ||
         listed(VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME, extensionCount, extensions);
     for (const VkBaseInStructure* next = (const VkBaseInStructure*)features; next;
          next = next->pNext) {
-        switch (next->sType) {
+        switch ((int)next->sType) { // newer headers know more
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_BUFFER_DEVICE_ADDRESS_FEATURES: {
             const VkPhysicalDeviceBufferDeviceAddressFeatures* f = (const void*)next;
             enabled->deviceAddress = addressKnown && f->bufferDeviceAddress;
@@ -167,6 +179,18 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             int8 = float16Known && f->shaderInt8;
             break;
         }
+        case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES: {
+            const VkPhysicalDeviceVulkanMemoryModelFeatures* f = (const void*)next;
+            memoryModel = modelKnown && f->vulkanMemoryModel;
+            break;
+        }
+        case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR: {
+            // Drivers answer feature queries for extensions that they do not list: the list decides.
+            const VkPhysicalDeviceCooperativeMatrixFeaturesKHR* f = (const void*)next;
+            matrices = f->cooperativeMatrix &&
+                       listed(VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME, extensionCount, extensions);
+            break;
+        }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES: {
             const VkPhysicalDeviceVulkan11Features* f = (const void*)next;
             enabled->storage16 = f->storageBuffer16BitAccess;
@@ -178,6 +202,7 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             storage8 = storage8Known && f->storageBuffer8BitAccess;
             enabled->float16 = float16Known && f->shaderFloat16;
             int8 = float16Known && f->shaderInt8;
+            memoryModel = modelKnown && f->vulkanMemoryModel;
             break;
         }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES: {
@@ -196,5 +221,6 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             break;
         }
     }
+    enabled->matrices = matrices && memoryModel;
     enabled->narrowIntegers = storage8 && int8 && features && features->features.shaderInt16;
 }

@@ -37,6 +37,10 @@ struct VkmqaKernel {
     uint32_t block;       // tokens of a shared-memory tile
     uint32_t splitSize;
     uint32_t workgroups; // enough to fill such devices
+    // Of kernels on matrix units, whose `rows` follow from the matrix and whose `block` is the most they take.
+    uint32_t tiles;        // of matrix rows
+    uint32_t columnGroups; // subgroups that share them, at least; more where rows are wide
+    bool spread;           // factors of rows without loads of stride 0
     const char* reason;
 };
 
@@ -47,37 +51,52 @@ static const struct VkmqaKernel kernels[] = {
 #define EIGHTS "a driver that runs on the CPU: one subgroup per workgroup, no barriers"
 #define LANES "SwiftShader: lanes split rows, few loads, no branches in loops"
 #define SLOW_CPU "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"
+#define MATRIX "matrix units: tiles of rows share one read of K and V"
+#define SPREAD "matrix units, of a driver that cannot load one column again and again"
+#define MATRIX_CACHE (BIT(F16) | BIT(FP8_E4M3) | BIT(Q8_0) | BIT(Q4_0))
 #define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
-    // name          tier                 shader                                bind   cpu    half   narrow driver       from       sg min max  dim cache        io        rows inv clu blk split wgs reason
-    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 576, WIDE_FLOATS, WIDE_FLOATS, 1,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 256, WIDE_FLOATS, WIDE_FLOATS, 2,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 128, WIDE_FLOATS, WIDE_FLOATS, 4,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16,  64, WIDE_FLOATS, WIDE_FLOATS, 8,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-narrow-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 576, 0,           0,           1,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-narrow-r2", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 256, 0,           0,           2,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 128, 0,           0,           4,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-narrow-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16,  64, 0,           0,           8,   0,  1,  0, 512,  16, WIDE},
-    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           1,   0, 16,  0, 512,  16, EIGHTS},
-    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           4,   0, 16,  0, 512,  16, EIGHTS},
-    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true,  true,  false, false, 0,           0,           8, 16, 128, 0,           0,           8,   0, 16,  0, 512,  16, EIGHTS},
-    {"cpu-quads-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND,        true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           1,   0, 16,  0, 512,  16, EIGHTS},
-    {"cpu-quads-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           4,   0, 16,  0, 512,  16, EIGHTS},
-    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R1_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           1,   0,  1,  0, 512,  16, LANES},
-    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R4_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           4,   0,  1,  0, 512,  16, LANES},
-    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           8,   0,  1,  0, 512,  16, LANES},
-    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 512,  16, SLOW_CPU},
-    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 512,  16, SLOW_CPU},
-    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           1, 128, 16,  0, 256, 512, STREAM},
-    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           4, 128, 16,  0, 256, 512, STREAM},
-    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 256, 128, TILE},
-    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 256, 128, TILE},
+    // name          tier                 shader                                bind   cpu    half   narrow driver       from       sg min max  dim cache        io        rows inv clu blk split wgs tls col spread reason
+    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 576, WIDE_FLOATS, WIDE_FLOATS, 1,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 256, WIDE_FLOATS, WIDE_FLOATS, 2,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 128, WIDE_FLOATS, WIDE_FLOATS, 4,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16,  64, WIDE_FLOATS, WIDE_FLOATS, 8,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-narrow-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 576, 0,           0,           1,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-narrow-r2", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 256, 0,           0,           2,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 128, 0,           0,           4,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-narrow-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16,  64, 0,           0,           8,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
+    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           1,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
+    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           4,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
+    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true,  true,  false, false, 0,           0,           8, 16, 128, 0,           0,           8,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
+    {"cpu-quads-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND,        true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           1,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
+    {"cpu-quads-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           4,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
+    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R1_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           1,   0,  1,  0, 512,  16, 0,  0,  false, LANES},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R4_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           4,   0,  1,  0, 512,  16, 0,  0,  false, LANES},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           8,   0,  1,  0, 512,  16, 0,  0,  false, LANES},
+    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 512,  16, 0,  0,  false, SLOW_CPU},
+    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 512,  16, 0,  0,  false, SLOW_CPU},
+    {"coopmat-t1",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  false, MATRIX},
+    {"coopmat-t2",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 2,  2,  false, MATRIX},
+    {"coopmat-t4",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  false, MATRIX},
+    {"coopmat-t8",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 8,  1,  false, MATRIX},
+    {"spread-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  true,  SPREAD},
+    {"spread-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  true,  SPREAD},
+    {"rolled-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256,  16, 1,  4,  false, MATRIX},
+    {"rolled-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  false, MATRIX},
+    {"rolled-spread-t4", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  true,  SPREAD},
+    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           1, 128, 16,  0, 256, 512, 0,  0,  false, STREAM},
+    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           4, 128, 16,  0, 256, 512, 0,  0,  false, STREAM},
+    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 256, 128, 0,  0,  false, TILE},
+    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 256, 128, 0,  0,  false, TILE},
     // clang-format on
 #undef WIDE
 #undef EIGHTS
 #undef LANES
 #undef SLOW_CPU
+#undef MATRIX
+#undef SPREAD
+#undef MATRIX_CACHE
 #undef STREAM
 #undef TILE
 };
@@ -121,7 +140,7 @@ const char* vkmqaGetKernelName(uint32_t kernel) {
 }
 
 static const char* tier_name(VkmqaTier tier) {
-    static const char* const names[] = {"auto", "portable", "subgroup", "cpu"};
+    static const char* const names[] = {"auto", "portable", "subgroup", "cpu", "coopmat"};
     return names[tier];
 }
 
@@ -145,15 +164,22 @@ static uint32_t cache_types(const struct VkmqaShape* shape) {
 static const char* find_lack(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps,
                              const struct VkmqaShape* shape) {
     uint32_t dim = shape->headDimQk > shape->headDimV ? shape->headDimQk : shape->headDimV;
-    if (kernel->cpu && caps->type != VK_PHYSICAL_DEVICE_TYPE_CPU)
+    bool isCpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    if (kernel->cpu && !isCpu)
         return "a driver that runs on the CPU";
+    if (kernel->tiles && kernel->cpu != isCpu)
+        return "a driver that does not run on the CPU";
+    if (kernel->tiles && !caps->matrixCount)
+        return "VK_KHR_cooperative_matrix with matrices of f16, added in f32, and vulkanMemoryModel";
+    if (kernel->tiles && !(caps->float16 && caps->subgroupVote && caps->computeFullSubgroups))
+        return "the features shaderFloat16 and computeFullSubgroups, and subgroup votes";
     if (!has_driver(caps, kernel->driverId, kernel->minDriverVersion))
         return "another driver, or a newer version of it";
     if (!within(cache_types(shape), kernel->cacheTypes) || !within(1u << shape->ioType, kernel->ioTypes))
         return "other types of the cache, or of queries and outputs";
     if (kernel->narrow && !caps->narrowIntegers)
         return "the features storageBuffer8BitAccess, shaderInt8 and shaderInt16";
-    if (kernel->half && !caps->subgroupBallot)
+    if (kernel->half && !kernel->tiles && !caps->subgroupBallot)
         return "subgroup ballots in compute shaders";
     if (kernel->half && !has_half(caps))
         return "Vulkan 1.2 with the features storageBuffer16BitAccess and shaderFloat16";
@@ -180,6 +206,53 @@ static uint32_t power_of_two_from(uint32_t value) {
 static uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
 static uint32_t max_of(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
+// Shared memory of attn_coopmat.comp, from the sizes of its arrays.
+static uint32_t matrix_memory(const struct VkmqaCandidate* c, const struct VkmqaShape* shape) {
+    uint32_t dimK = (shape->headDimQk + 31) / 32 * 32, dimV = (shape->headDimV + 31) / 32 * 32;
+    uint32_t rowUnits = max_of(dimK, dimV) / 8 + 1, subgroups = c->workgroupSize / c->subgroupSize;
+    uint32_t scratch = max_of(c->matrix.m * c->matrix.n / 4, c->matrix.m * c->matrix.k / 8);
+    return 16 * c->block + 16 * c->block * rowUnits + 16 * (dimK <= 128 ? 1 : c->rows * rowUnits) +
+           4 * c->rows * (c->block + 4) + 16 * subgroups * scratch + 12 * c->rows + 8;
+}
+
+// Sizes of a kernel on matrix units: the largest matrix, no more accumulators to a subgroup than registers hold,
+// and the longest block of tokens that shared memory has room for; above 32 tokens for two of them, so that
+// workgroups hide each other's barriers.
+static bool settle_matrix(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps,
+                          const struct VkmqaShape* shape, struct VkmqaCandidate* candidate) {
+    enum { COLUMNS = 128 }; // of O in a subgroup
+    uint32_t lanes = caps->subgroupSize;
+    candidate->columnGroups = kernel->columnGroups;
+    while (candidate->columnGroups * COLUMNS < shape->headDimV)
+        candidate->columnGroups *= 2;
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < caps->matrixCount; ++i) {
+        const struct VkmqaMatrix* matrix = &caps->matrices[i];
+        uint32_t volume = matrix->m * matrix->n * matrix->k;
+        bool fits = matrix->m >= 8 && matrix->n >= 8 && matrix->k >= 8 && matrix->n <= 32 && matrix->k <= 32 &&
+                    (matrix->m & (matrix->m - 1)) == 0 && (matrix->n & (matrix->n - 1)) == 0 &&
+                    (matrix->k & (matrix->k - 1)) == 0 && matrix->m <= lanes &&
+                    candidate->columnGroups <= matrix->m;
+        if (!fits || volume <= most)
+            continue;
+        most = volume;
+        candidate->matrix = *matrix;
+    }
+    if (!most)
+        return false;
+    candidate->rows = kernel->tiles * candidate->matrix.m;
+    candidate->workgroupSize = kernel->tiles * candidate->columnGroups * lanes;
+    candidate->spreadFactors = kernel->spread;
+    uint32_t least = max_of(max_of(candidate->matrix.n, candidate->matrix.k),
+                            2 * lanes * candidate->columnGroups / candidate->matrix.m);
+    candidate->block = max_of(kernel->block, least);
+    while (candidate->block > least &&
+           matrix_memory(candidate, shape) * (candidate->block > 32 ? 2 : 1) > caps->sharedMemory)
+        candidate->block /= 2;
+    candidate->sharedMemory = matrix_memory(candidate, shape);
+    return candidate->sharedMemory <= caps->sharedMemory && candidate->workgroupSize <= caps->maxInvocations;
+}
+
 static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                    struct VkmqaCandidate* candidate) {
     const struct VkmqaKernel* kernel = &kernels[index];
@@ -198,6 +271,8 @@ static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct Vk
         .splitSize = kernel->splitSize,
         .workgroups = kernel->workgroups,
     };
+    if (kernel->tiles)
+        return settle_matrix(kernel, caps, shape, candidate);
     candidate->workgroupSize = kernel->invocations;
     if (subgroups) {
         uint32_t eights = max_of(shape->headDimQk, shape->headDimV) / 8;
@@ -289,6 +364,14 @@ static bool select_append(const struct VkmqaCaps* caps, const struct VkmqaShape*
     return false;
 }
 
+// Kernels on matrix units leave calls of less than half a tile of rows to the next family.
+static bool helps_with_few(const struct VkmqaKernel* kernel, const struct VkmqaChoice* choice) {
+    const struct VkmqaCandidate* first = &choice->candidates[0];
+    const struct VkmqaCandidate* last = &choice->candidates[choice->count - 1];
+    return first->matrix.m && !kernel->tiles && kernel->bind == first->bind &&
+           2 * kernel->rows < first->matrix.m && (last->matrix.m || same_family(kernel->name, last->name));
+}
+
 VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                       struct VkmqaChoice* choice, struct VkmqaProblem* problem) {
     *choice = (struct VkmqaChoice){0};
@@ -297,7 +380,8 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
     for (uint32_t i = 0; i < KERNEL_COUNT && choice->count < VKMQA_MAX_CANDIDATES; ++i) {
         if (tier != VKMQA_TIER_AUTO && kernels[i].tier != tier)
             continue;
-        if (choice->count && !same_family(kernels[i].name, choice->candidates[0].name))
+        if (choice->count && !same_family(kernels[i].name, choice->candidates[0].name) &&
+            !helps_with_few(&kernels[i], choice))
             continue;
         const char* missing = find_lack(&kernels[i], caps, shape);
         if (!missing && shape->avoidKernels >> i & 1)

@@ -223,7 +223,7 @@ bool vkmqa_make_shape(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* s
         return false;
     }
     shape->splitSize = info->splitSize;
-    if ((uint32_t)info->tier > VKMQA_TIER_CPU) {
+    if ((uint32_t)info->tier > VKMQA_TIER_COOPMAT) {
         vkmqa_problem(problem, "tier is %d; use a VkmqaTier", (int)info->tier);
         return false;
     }
