@@ -50,7 +50,7 @@ const uint SCRATCH_UNITS = 2u * N > K ? M * N / 4u : M * K / 8u;
 const uint TOKEN_TILES = (BLOCK + N * C - 1u) / (N * C);           // of a subgroup, the last of some past the block
 const uint COLUMN_TILES = (DIM_V / N + C - 1u) / C;                // of a subgroup
 const uint ROW_LANES = SUBGROUP * C / M, PAIRS = BLOCK / 2u / ROW_LANES; // tokens of a lane in softmax
-const bool HOLD_Q = DIM_K <= 128u;                                 // in registers
+const bool HOLD_Q = HOLD_QUERIES != 0u;
 
 shared uvec2 sharedPlaces[2u * BLOCK];
 shared uvec4 sharedRows[BLOCK * ROW_UNITS];
@@ -198,14 +198,15 @@ void careful_values(Tile tile, uint parity, uint firstColumn) {
 }
 
 void multiply_values(Tile tile, uint block, uint parity) {
-    // A factor for each row: a column of them, again and again.
-    bool rescale = subgroupAny(sharedAlpha[group * M + lane % M] != 1.0);
+    // A factor for each row: a column of them, again and again. Spread ones are made whether needed or not: lavapipe
+    // takes a subgroup's barrier for the workgroup's, which must not hang on what one subgroup found.
+    bool rescale = SPREAD_FACTORS != 0u || subgroupAny(sharedAlpha[group * M + lane % M] != 1.0);
     ACCUMULATOR alpha;
     if (rescale && SPREAD_FACTORS == 0u) {
         coopMatLoad(alpha, sharedAlpha, group * M, 0u, BY_COLUMNS);
     } else if (rescale) {
-        for (uint i = lane; i < M * N; i += SUBGROUP)
-            sharedScratch[scratch + i / 4u][i & 3u] = floatBitsToUint(sharedAlpha[group * M + i / N]);
+        for (uint i = lane; i < M * N / 4u; i += SUBGROUP)
+            sharedScratch[scratch + i] = uvec4(floatBitsToUint(sharedAlpha[group * M + i / (N / 4u)]));
         order_subgroup();
         coopMatLoad(alpha, sharedScratch, scratch, N / 4u, BY_ROWS);
         order_subgroup();
@@ -263,7 +264,7 @@ void main() {
     barrier();
     fetch_k(0u);
     for (; block < tile.end; block += BLOCK, parity ^= 1u) {
-        if (put_k() != 0u)
+        if (put_k(parity) != 0u)
             atomicMax(sharedBeyond[0], block + 1u);
         find_places(tile, block + BLOCK, parity ^ 1u);
         barrier();
@@ -273,7 +274,7 @@ void main() {
         barrier();
         bool masked = PAGE_SHIFT != VKMQA_CONTIGUOUS || block < from || block + BLOCK > to;
         weigh(tile, block, parity, r, factor, slope, limits, masked, m, l);
-        if (V_PREFIX == 0u && put_v() != 0u)
+        if (V_PREFIX == 0u && put_v(parity) != 0u)
             atomicMax(sharedBeyond[1], block + 1u);
         barrier();
         fetch_k(parity ^ 1u);

@@ -44,38 +44,49 @@ uvec4 decode_unit(uvec4 words, uint unit, uint type, float scale) {
     return pack_unit(fp8_decode(pair.x), fp8_decode(pair.y));
 }
 
-// fetch_name: this invocation's part of a block. put_name: into sharedRows; not 0 where a value is beyond range.
+// fetch_name: this invocation's part of a block, under way to registers. put_name: from there into sharedRows, or all
+// the way where registers are few (PREFETCH 0); not 0 where a value is beyond range.
 #define BLOCK_STAGE(name, dim, type)                                                               \
     const uint CHUNK_UNITS_##name = CHUNK_ELEMENTS(type) / 8u;                                     \
     const uint CHUNKS_##name = ((dim) + CHUNK_ELEMENTS(type) - 1u) / CHUNK_ELEMENTS(type);         \
     const uint TURNS_##name = (BLOCK * CHUNKS_##name + WG_SIZE - 1u) / WG_SIZE;                    \
-    uvec4 words_##name[TURNS_##name];                                                              \
-    float scales_##name[TURNS_##name];                                                             \
-    void fetch_##name(uint parity) {                                                               \
-        EACH_TILE for (uint turn = 0u; turn < TURNS_##name; ++turn) {                             \
-            uint i = turn * WG_SIZE + gl_LocalInvocationIndex, chunk = i % CHUNKS_##name;          \
-            uvec2 place = sharedPlaces[parity * BLOCK + min(i / CHUNKS_##name, BLOCK - 1u)];       \
-            words_##name[turn] = uvec4(0u);                                                        \
-            scales_##name[turn] = 0.0;                                                             \
-            if (place.x == ABSENT)                                                                 \
-                continue;                                                                          \
-            CacheRow row = name##_row(Slot(place.x, place.y, true));                               \
-            words_##name[turn] = load16_##name(add_offset(row.data, chunk * 16u));                 \
-            if (has_scales(type))                                                                  \
-                scales_##name[turn] = block_scale_##name(row, chunk * CHUNK_ELEMENTS(type));       \
-        }                                                                                          \
+    uvec4 words_##name[PREFETCH != 0u ? TURNS_##name : 1u];                                        \
+    float scales_##name[PREFETCH != 0u ? TURNS_##name : 1u];                                       \
+    void fetch_turn_##name(uint parity, uint turn, uint to) {                                      \
+        uint i = turn * WG_SIZE + gl_LocalInvocationIndex, chunk = i % CHUNKS_##name;              \
+        uvec2 place = sharedPlaces[parity * BLOCK + min(i / CHUNKS_##name, BLOCK - 1u)];           \
+        words_##name[to] = uvec4(0u);                                                              \
+        scales_##name[to] = 0.0;                                                                   \
+        if (place.x == ABSENT)                                                                     \
+            return;                                                                                \
+        CacheRow row = name##_row(Slot(place.x, place.y, true));                                   \
+        words_##name[to] = load16_##name(add_offset(row.data, chunk * 16u));                       \
+        if (has_scales(type))                                                                      \
+            scales_##name[to] = block_scale_##name(row, chunk * CHUNK_ELEMENTS(type));             \
     }                                                                                              \
-    uint put_##name() {                                                                            \
+    void fetch_##name(uint parity) {                                                               \
+        EACH_TILE for (uint turn = 0u; turn < TURNS_##name && PREFETCH != 0u; ++turn)              \
+            fetch_turn_##name(parity, turn, turn);                                                 \
+    }                                                                                              \
+    uint put_turn_##name(uint turn, uint from) {                                                   \
+        uint i = turn * WG_SIZE + gl_LocalInvocationIndex, beyond = 0u;                            \
+        uint t = i / CHUNKS_##name, first = i % CHUNKS_##name * CHUNK_UNITS_##name;                \
+        EACH_TILE for (uint unit = 0u; unit < CHUNK_UNITS_##name; ++unit) {                        \
+            if (i >= BLOCK * CHUNKS_##name || first + unit >= (dim) / 8u)                          \
+                continue;                                                                          \
+            uvec4 packed = decode_unit(words_##name[from], unit, type, scales_##name[from]);       \
+            sharedRows[t * ROW_UNITS + first + unit] = packed;                                     \
+            beyond |= beyond_range(packed);                                                        \
+        }                                                                                          \
+        return beyond;                                                                             \
+    }                                                                                              \
+    uint put_##name(uint parity) {                                                                 \
         uint beyond = 0u;                                                                          \
-        EACH_TILE for (uint turn = 0u; turn < TURNS_##name; ++turn) {                             \
-            uint i = turn * WG_SIZE + gl_LocalInvocationIndex;                                     \
-            uint t = i / CHUNKS_##name, first = i % CHUNKS_##name * CHUNK_UNITS_##name;            \
-            EACH_TILE for (uint unit = 0u; unit < CHUNK_UNITS_##name; ++unit) {                   \
-                uvec4 packed = decode_unit(words_##name[turn], unit, type, scales_##name[turn]);   \
-                if (i < BLOCK * CHUNKS_##name && first + unit < (dim) / 8u)                        \
-                    sharedRows[t * ROW_UNITS + first + unit] = packed;                             \
-                beyond |= first + unit < (dim) / 8u ? beyond_range(packed) : 0u;                   \
-            }                                                                                      \
+        EACH_TILE for (uint turn = 0u; turn < TURNS_##name && PREFETCH != 0u; ++turn)              \
+            beyond |= put_turn_##name(turn, turn);                                                 \
+        [[dont_unroll]] for (uint turn = 0u; turn < TURNS_##name && PREFETCH == 0u; ++turn) {      \
+            fetch_turn_##name(parity, turn, 0u);                                                   \
+            beyond |= put_turn_##name(turn, 0u);                                                   \
         }                                                                                          \
         return beyond;                                                                             \
     }

@@ -52,7 +52,9 @@
     X(28, MATRIX_N, 16)                                                                            \
     X(29, MATRIX_K, 16)                                                                            \
     X(30, COLUMN_GROUPS, 1)  /* subgroups that share a tile's rows */                              \
-    X(31, SPREAD_FACTORS, 0) /* row factors go through a whole tile in shared memory */
+    X(31, SPREAD_FACTORS, 0) /* row factors go through a whole tile in shared memory */            \
+    X(32, HOLD_QUERIES, 1)   /* Q stays in registers; 0 = in shared memory */                      \
+    X(33, PREFETCH, 1)       /* K and V wait in registers; 0 = registers are few */
 
 #define VKMQA_CONTIGUOUS 31
 #define VKMQA_UNBOUNDED 0xFFFFFFFFu

@@ -225,7 +225,7 @@ static void attentionRejectsBadShapes(void** state) {
     SPOILED(splitSize, 100, "splitSize");
     SPOILED(scale, NAN, "scale");
     SPOILED(scale, INFINITY, "scale");
-    SPOILED(tier, (VkmqaTier)4, "tier");
+    SPOILED(tier, (VkmqaTier)(VKMQA_TIER_COOPMAT + 1), "tier");
     SPOILED(tier, (VkmqaTier)-1, "tier");
 #undef SPOILED
     info = goodAttention();

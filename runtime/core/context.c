@@ -125,6 +125,7 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
     const VkPhysicalDeviceLimits* limits = &properties.properties.limits;
     *caps = (struct VkmqaCaps){
         .type = properties.properties.deviceType,
+        .vendorId = properties.properties.vendorID,
         .driverId = (uint32_t)driver.driverID,
         .driverVersion = properties.properties.driverVersion,
         .apiVersion = apiVersion,
@@ -223,6 +224,10 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
             struct VkmqaEnabled enabled;
             vkmqa_read_enabled(version, info.enabledExtensionCount, info.enabledExtensions,
                                info.enabledFeatures, &enabled);
+            if (enabled.scopeless)
+                vkmqa_message(context, VKMQA_SEVERITY_WARNING,
+                              "vulkanMemoryModel is enabled without vulkanMemoryModelDeviceScope, which kernels "
+                              "need to set status bits: enable both, or neither");
             read_caps(context, info.physicalDevice, version, &enabled, &context->caps);
             if (!context->caps.deviceAddress && context->caps.storageBuffersPerStage < VKMQA_BIND_COUNT)
                 error = vkmqa_fail(context, VK_ERROR_FEATURE_NOT_PRESENT,

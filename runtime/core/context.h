@@ -85,7 +85,8 @@ struct VkmqaEnabled {
     bool pushDescriptor;
     bool storage16, float16, narrowIntegers;
     bool subgroupSizeControl, computeFullSubgroups;
-    bool matrices; // cooperativeMatrix, and the memory model its shaders need
+    bool matrices;  // cooperativeMatrix, and the memory model its shaders need
+    bool scopeless; // vulkanMemoryModel without vulkanMemoryModelDeviceScope
 };
 void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,
                         const VkPhysicalDeviceFeatures2* features, struct VkmqaEnabled* enabled);

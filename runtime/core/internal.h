@@ -29,6 +29,7 @@ enum {
 
 struct VkmqaCaps {
     VkPhysicalDeviceType type;
+    uint32_t vendorId; // PCI's
     uint32_t driverId; // VkDriverId, 0 = unknown
     uint32_t driverVersion;
     uint32_t apiVersion; // the smaller of instance and device
@@ -133,7 +134,7 @@ struct VkmqaCandidate {
     uint32_t rows, cluster, block;
     struct VkmqaMatrix matrix; // all 0: uses no matrix units
     uint32_t columnGroups;     // subgroups that share a tile of rows
-    bool spreadFactors;        // see SPREAD_FACTORS in shaders/shared.h
+    bool spreadFactors, holdQueries, prefetch; // see shaders/shared.h
     uint32_t subgroupSize; // 0 = uses no subgroup operations
     uint32_t workgroupSize;
     uint32_t sharedMemory;

@@ -221,6 +221,8 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
         spec.WG_SIZE = candidate->workgroupSize;
         spec.ROWS = candidate->rows;
         spec.CLUSTER = candidate->cluster;
+        if (candidate->subgroupSize)
+            spec.SUBGROUP = candidate->subgroupSize;
         spec.BLOCK = candidate->block;
         if (candidate->matrix.m) {
             spec.MATRIX_M = candidate->matrix.m;
@@ -228,6 +230,8 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
             spec.MATRIX_K = candidate->matrix.k;
             spec.COLUMN_GROUPS = candidate->columnGroups;
             spec.SPREAD_FACTORS = candidate->spreadFactors;
+            spec.HOLD_QUERIES = candidate->holdQueries;
+            spec.PREFETCH = candidate->prefetch;
         }
         result = add_pipeline(attention, &batch, candidate->shader, candidate->subgroupSize, spec);
     }

@@ -123,7 +123,10 @@ VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo* given,
     storage->features.features.shaderInt16 = int16;
     storage->deviceAddress.bufferDeviceAddressCaptureReplay = VK_FALSE;
     storage->deviceAddress.bufferDeviceAddressMultiDevice = VK_FALSE;
-    storage->memoryModel.vulkanMemoryModelDeviceScope = VK_FALSE;
+    // Under the memory model every kernel's atomics need the feature of their scope.
+    if (!storage->memoryModel.vulkanMemoryModelDeviceScope)
+        storage->memoryModel.vulkanMemoryModel = VK_FALSE;
+    storage->memoryModel.vulkanMemoryModelDeviceScope = storage->memoryModel.vulkanMemoryModel;
     storage->memoryModel.vulkanMemoryModelAvailabilityVisibilityChains = VK_FALSE;
     storage->matrices.cooperativeMatrixRobustBufferAccess = VK_FALSE;
     storage->storage16.uniformAndStorageBuffer16BitAccess = VK_FALSE;
@@ -149,7 +152,7 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
                      listed(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME, extensionCount, extensions);
     bool storage8Known = apiVersion >= VK_API_VERSION_1_2 ||
                          listed(VK_KHR_8BIT_STORAGE_EXTENSION_NAME, extensionCount, extensions);
-    bool storage8 = false, int8 = false, matrices = false, memoryModel = false;
+    bool storage8 = false, int8 = false, matrices = false, memoryModel = false, deviceScope = false;
     bool modelKnown = apiVersion >= VK_API_VERSION_1_2 ||
                       listed(VK_KHR_VULKAN_MEMORY_MODEL_EXTENSION_NAME, extensionCount, extensions);
     bool float16Known =
@@ -182,6 +185,7 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES: {
             const VkPhysicalDeviceVulkanMemoryModelFeatures* f = (const void*)next;
             memoryModel = modelKnown && f->vulkanMemoryModel;
+            deviceScope = f->vulkanMemoryModelDeviceScope;
             break;
         }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR: {
@@ -203,6 +207,7 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             enabled->float16 = float16Known && f->shaderFloat16;
             int8 = float16Known && f->shaderInt8;
             memoryModel = modelKnown && f->vulkanMemoryModel;
+            deviceScope = f->vulkanMemoryModelDeviceScope;
             break;
         }
         case VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES: {
@@ -221,6 +226,7 @@ void vkmqa_read_enabled(uint32_t apiVersion, uint32_t extensionCount, const char
             break;
         }
     }
-    enabled->matrices = matrices && memoryModel;
+    enabled->matrices = matrices && memoryModel && deviceScope;
+    enabled->scopeless = memoryModel && !deviceScope;
     enabled->narrowIntegers = storage8 && int8 && features && features->features.shaderInt16;
 }

@@ -33,7 +33,7 @@ struct VkmqaKernel {
     // Sizes.
     uint32_t rows;        // rows of a tile
     uint32_t invocations; // of a workgroup; 0 = one subgroup
-    uint32_t cluster;     // most lanes that share one token's row, twice as many above 256 elements
+    uint32_t cluster;     // most lanes that share one token's row, twice as many above 128 elements
     uint32_t block;       // tokens of a shared-memory tile
     uint32_t splitSize;
     uint32_t workgroups; // enough to fill such devices
@@ -41,6 +41,7 @@ struct VkmqaKernel {
     uint32_t tiles;        // of matrix rows
     uint32_t columnGroups; // subgroups that share them, at least; more where rows are wide
     bool spread;           // factors of rows without loads of stride 0
+    bool few;              // for devices of few registers: Q in shared memory
     const char* reason;
 };
 
@@ -52,49 +53,56 @@ static const struct VkmqaKernel kernels[] = {
 #define LANES "SwiftShader: lanes split rows, few loads, no branches in loops"
 #define SLOW_CPU "a driver that runs on the CPU and compiles no faster kernel well: shared-memory tiles"
 #define MATRIX "matrix units: tiles of rows share one read of K and V"
+#define FEW "matrix units beside few registers: many subgroups share a tile of rows"
 #define SPREAD "matrix units, of a driver that cannot load one column again and again"
 #define MATRIX_CACHE (BIT(F16) | BIT(FP8_E4M3) | BIT(Q8_0) | BIT(Q4_0))
 #define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
-    // name          tier                 shader                                bind   cpu    half   narrow driver       from       sg min max  dim cache        io        rows inv clu blk split wgs tls col spread reason
-    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 576, WIDE_FLOATS, WIDE_FLOATS, 1,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 256, WIDE_FLOATS, WIDE_FLOATS, 2,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 128, WIDE_FLOATS, WIDE_FLOATS, 4,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16,  64, WIDE_FLOATS, WIDE_FLOATS, 8,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-narrow-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 576, 0,           0,           1,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-narrow-r2", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 256, 0,           0,           2,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 128, 0,           0,           4,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-narrow-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16,  64, 0,           0,           8,   0,  1,  0, 512,  16, 0,  0,  false, WIDE},
-    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           1,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
-    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           4,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
-    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true,  true,  false, false, 0,           0,           8, 16, 128, 0,           0,           8,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
-    {"cpu-quads-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND,        true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           1,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
-    {"cpu-quads-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           4,   0, 16,  0, 512,  16, 0,  0,  false, EIGHTS},
-    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R1_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           1,   0,  1,  0, 512,  16, 0,  0,  false, LANES},
-    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R4_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           4,   0,  1,  0, 512,  16, 0,  0,  false, LANES},
-    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           8,   0,  1,  0, 512,  16, 0,  0,  false, LANES},
-    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 512,  16, 0,  0,  false, SLOW_CPU},
-    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 512,  16, 0,  0,  false, SLOW_CPU},
-    {"coopmat-t1",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  false, MATRIX},
-    {"coopmat-t2",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 2,  2,  false, MATRIX},
-    {"coopmat-t4",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  false, MATRIX},
-    {"coopmat-t8",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 8,  1,  false, MATRIX},
-    {"spread-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  true,  SPREAD},
-    {"spread-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  true,  SPREAD},
-    {"rolled-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256,  16, 1,  4,  false, MATRIX},
-    {"rolled-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  false, MATRIX},
-    {"rolled-spread-t4", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  true,  SPREAD},
-    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           1, 128, 16,  0, 256, 512, 0,  0,  false, STREAM},
-    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           4, 128, 16,  0, 256, 512, 0,  0,  false, STREAM},
-    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 256, 128, 0,  0,  false, TILE},
-    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 256, 128, 0,  0,  false, TILE},
+    // name          tier                 shader                                bind   cpu    half   narrow driver       from       sg min max  dim cache        io        rows inv clu blk split wgs tls col spread few   reason
+    {"cpu-wide-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 576, WIDE_FLOATS, WIDE_FLOATS, 1,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-wide-r2",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 256, WIDE_FLOATS, WIDE_FLOATS, 2,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-wide-r4",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16, 128, WIDE_FLOATS, WIDE_FLOATS, 4,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-wide-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU,                false, true,  true,  false, LAVAPIPE,    MESA(26, 0), 4, 16,  64, WIDE_FLOATS, WIDE_FLOATS, 8,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-narrow-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 576, 0,           0,           1,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-narrow-r2", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 256, 0,           0,           2,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-narrow-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16, 128, 0,           0,           4,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-narrow-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_CPU_NARROW,         false, true,  true,  true,  LAVAPIPE,    MESA(26, 0), 4, 16,  64, 0,           0,           8,   0,  1,  0, 512,  16, 0,  0,  false, false, WIDE},
+    {"cpu-eights-r1", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R1_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           1,   0, 16,  0, 512,  16, 0,  0,  false, false, EIGHTS},
+    {"cpu-eights-r4", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, 0,           0,           8, 16, 256, 0,           0,           4,   0, 16,  0, 512,  16, 0,  0,  false, false, EIGHTS},
+    {"cpu-eights-r8", VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R8_BIND, true,  true,  false, false, 0,           0,           8, 16, 128, 0,           0,           8,   0, 16,  0, 512,  16, 0,  0,  false, false, EIGHTS},
+    {"cpu-quads-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_BIND,        true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           1,   0, 16,  0, 512,  16, 0,  0,  false, false, EIGHTS},
+    {"cpu-quads-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_STREAM_CPU_R4_BIND, true,  true,  false, false, LAVAPIPE,    0,           4,  4, 128, 0,           0,           4,   0, 16,  0, 512,  16, 0,  0,  false, false, EIGHTS},
+    {"cpu-lanes-r1",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R1_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           1,   0,  1,  0, 512,  16, 0,  0,  false, false, LANES},
+    {"cpu-lanes-r4",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R4_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           4,   0,  1,  0, 512,  16, 0,  0,  false, false, LANES},
+    {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           8,   0,  1,  0, 512,  16, 0,  0,  false, false, LANES},
+    {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 512,  16, 0,  0,  false, false, SLOW_CPU},
+    {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 512,  16, 0,  0,  false, false, SLOW_CPU},
+    {"coopmat-few-t1",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 1,  8,  false, true,  FEW},
+    {"coopmat-few-t2",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 2,  4,  false, true,  FEW},
+    {"coopmat-few-t4",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  4,  false, true,  FEW},
+    {"coopmat-t1",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  false, false, MATRIX},
+    {"coopmat-t2",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 2,  2,  false, false, MATRIX},
+    {"coopmat-t4",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  false, false, MATRIX},
+    {"coopmat-t8",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 8,  1,  false, false, MATRIX},
+    {"spread-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  true,  false, SPREAD},
+    {"spread-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  true,  false, SPREAD},
+    {"rolled-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256,  16, 1,  4,  false, false, MATRIX},
+    {"rolled-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  false, false, MATRIX},
+    {"rolled-spread-t4", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  true,  false, SPREAD},
+    {"rolled-few-t2", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 2,  4,  false, true,  FEW},
+    {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           1, 128, 16,  0, 256, 512, 0,  0,  false, false, STREAM},
+    {"stream-r2",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           2, 128, 16,  0, 256, 512, 0,  0,  false, false, STREAM},
+    {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           4, 128, 16,  0, 256, 512, 0,  0,  false, false, STREAM},
+    {"tile-r1",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 256, 128, 0,  0,  false, false, TILE},
+    {"tile-r8",       VKMQA_TIER_PORTABLE, VKMQA_SHADER_ATTN_TILE_BIND,          true,  false, false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 256, 128, 0,  0,  false, false, TILE},
     // clang-format on
 #undef WIDE
 #undef EIGHTS
 #undef LANES
 #undef SLOW_CPU
 #undef MATRIX
+#undef FEW
 #undef SPREAD
 #undef MATRIX_CACHE
 #undef STREAM
@@ -160,6 +168,34 @@ static uint32_t cache_types(const struct VkmqaShape* shape) {
     return 1u << shape->kType | 1u << shape->vType;
 }
 
+// ---- what vendors' compute units are like ----------------------------------------------------
+
+enum { INTEL = 0x8086, APPLE = 0x106B, QUALCOMM = 0x5143, ARM = 0x13B5, // vendorID
+       HONEYKRISP = 26 }; // VkDriverId of Mesa's driver for Apple's chips, which has Mesa's vendorID
+
+// Lanes of a subgroup. Intel's compilers offer up to 32, with half the registers for each; matrix units before Xe2
+// work on 8.
+static uint32_t subgroup_lanes(const struct VkmqaCaps* caps, bool matrices) {
+    uint32_t lanes = matrices && caps->minSubgroupSize <= 8 ? 8 : 16;
+    bool choose = caps->vendorId == INTEL && caps->subgroupSizeControl && caps->minSubgroupSize <= lanes &&
+                  caps->maxSubgroupSize >= lanes;
+    return choose ? lanes : caps->subgroupSize;
+}
+
+// 32-bit registers that a lane can have, more or less. Intel: 128 of 32 bytes before Xe2, whose subgroups start
+// at 8, of 64 bytes from then on (measured: kernels of 120 spill).
+static uint32_t lane_registers(const struct VkmqaCaps* caps) {
+    if (caps->driverId == HONEYKRISP)
+        return 128;
+    switch (caps->vendorId) {
+    case INTEL: return caps->minSubgroupSize <= 8 ? 64 : 116;
+    case APPLE:
+    case QUALCOMM:
+    case ARM: return 128;
+    default: return 256;
+    }
+}
+
 // Null when the device can run the kernel for the shape, or else what it lacks.
 static const char* find_lack(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps,
                              const struct VkmqaShape* shape) {
@@ -170,7 +206,9 @@ static const char* find_lack(const struct VkmqaKernel* kernel, const struct Vkmq
     if (kernel->tiles && kernel->cpu != isCpu)
         return "a driver that does not run on the CPU";
     if (kernel->tiles && !caps->matrixCount)
-        return "VK_KHR_cooperative_matrix with matrices of f16, added in f32, and vulkanMemoryModel";
+        return "VK_KHR_cooperative_matrix with matrices of f16, added in f32, and vulkanMemoryModel with device scope";
+    if (kernel->tiles && !kernel->cpu && kernel->few != (lane_registers(caps) <= 128))
+        return "a device of fewer, or of more registers";
     if (kernel->tiles && !(caps->float16 && caps->subgroupVote && caps->computeFullSubgroups))
         return "the features shaderFloat16 and computeFullSubgroups, and subgroup votes";
     if (!has_driver(caps, kernel->driverId, kernel->minDriverVersion))
@@ -211,7 +249,7 @@ static uint32_t matrix_memory(const struct VkmqaCandidate* c, const struct Vkmqa
     uint32_t dimK = (shape->headDimQk + 31) / 32 * 32, dimV = (shape->headDimV + 31) / 32 * 32;
     uint32_t rowUnits = max_of(dimK, dimV) / 8 + 1, subgroups = c->workgroupSize / c->subgroupSize;
     uint32_t scratch = max_of(c->matrix.m * c->matrix.n / 4, c->matrix.m * c->matrix.k / 8);
-    return 16 * c->block + 16 * c->block * rowUnits + 16 * (dimK <= 128 ? 1 : c->rows * rowUnits) +
+    return 16 * c->block + 16 * c->block * rowUnits + 16 * (c->holdQueries ? 1 : c->rows * rowUnits) +
            4 * c->rows * (c->block + 4) + 16 * subgroups * scratch + 12 * c->rows + 8;
 }
 
@@ -220,10 +258,9 @@ static uint32_t matrix_memory(const struct VkmqaCandidate* c, const struct Vkmqa
 // workgroups hide each other's barriers.
 static bool settle_matrix(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps,
                           const struct VkmqaShape* shape, struct VkmqaCandidate* candidate) {
-    enum { COLUMNS = 128 }; // of O in a subgroup
-    uint32_t lanes = caps->subgroupSize;
+    uint32_t lanes = candidate->subgroupSize, columns = kernel->few ? 2 * lanes : 128; // of O in a subgroup
     candidate->columnGroups = kernel->columnGroups;
-    while (candidate->columnGroups * COLUMNS < shape->headDimV)
+    while (candidate->columnGroups * columns < shape->headDimV && candidate->columnGroups < 8)
         candidate->columnGroups *= 2;
     uint32_t most = 0;
     for (uint32_t i = 0; i < caps->matrixCount; ++i) {
@@ -243,6 +280,8 @@ static bool settle_matrix(const struct VkmqaKernel* kernel, const struct VkmqaCa
     candidate->rows = kernel->tiles * candidate->matrix.m;
     candidate->workgroupSize = kernel->tiles * candidate->columnGroups * lanes;
     candidate->spreadFactors = kernel->spread;
+    candidate->holdQueries = !kernel->few && shape->headDimQk <= 128;
+    candidate->prefetch = !kernel->few;
     uint32_t least = max_of(max_of(candidate->matrix.n, candidate->matrix.k),
                             2 * lanes * candidate->columnGroups / candidate->matrix.m);
     candidate->block = max_of(kernel->block, least);
@@ -267,7 +306,7 @@ static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct Vk
         .rows = kernel->rows,
         .block = kernel->block ? kernel->block : 1,
         .cluster = 1,
-        .subgroupSize = subgroups ? caps->subgroupSize : 0,
+        .subgroupSize = subgroups ? subgroup_lanes(caps, kernel->tiles != 0) : 0,
         .splitSize = kernel->splitSize,
         .workgroups = kernel->workgroups,
     };
@@ -275,22 +314,26 @@ static bool settle(uint32_t index, const struct VkmqaCaps* caps, const struct Vk
         return settle_matrix(kernel, caps, shape, candidate);
     candidate->workgroupSize = kernel->invocations;
     if (subgroups) {
-        uint32_t eights = max_of(shape->headDimQk, shape->headDimV) / 8;
-        candidate->cluster =
-            min_of(min_of(eights > 32 ? 2 * kernel->cluster : kernel->cluster, caps->subgroupSize),
-                   power_of_two_from(eights));
+        uint32_t eights = max_of(shape->headDimQk, shape->headDimV) / 8, lanes = candidate->subgroupSize;
+        candidate->cluster = min_of(min_of(eights > 16 ? 2 * kernel->cluster : kernel->cluster, lanes),
+                                    power_of_two_from(eights));
+        uint32_t turnsK = (shape->headDimQk / 8 + candidate->cluster - 1) / candidate->cluster;
+        uint32_t turnsV = (shape->headDimV / 8 + candidate->cluster - 1) / candidate->cluster;
+        // Of attn_stream.comp: q, o, the token at hand, and some fifty for addresses and the like.
+        uint32_t registers = 8 * kernel->rows * (turnsK + turnsV) + 8 * turnsK + 48;
+        if (kernel->tier == VKMQA_TIER_SUBGROUP && kernel->rows > 1 && registers > lane_registers(caps))
+            return false;
         // More than one subgroup only where all are sure to be full.
         uint32_t invocations = caps->computeFullSubgroups ? kernel->invocations : 0;
         candidate->workgroupSize =
-            max_of(min_of(invocations, caps->maxInvocations) / caps->subgroupSize, 1) *
-            caps->subgroupSize;
+            max_of(min_of(invocations, caps->maxInvocations) / lanes, 1) * lanes;
     }
     uint32_t quadsK = shape->headDimQk / 4, quadsV = shape->headDimV / 4;
     if (kernel->shader == VKMQA_SHADER_ATTN_TILE_BIND) // see the shared arrays of attn_tile.comp
         candidate->sharedMemory = 16 * kernel->rows * quadsK + 4 * kernel->rows * kernel->block +
                                   20 * kernel->block + 12 * kernel->rows;
-    else if (candidate->workgroupSize > caps->subgroupSize) // attn_stream.comp
-        candidate->sharedMemory = 16 * quadsV + 8 * candidate->workgroupSize / caps->subgroupSize;
+    else if (subgroups && candidate->workgroupSize > candidate->subgroupSize) // attn_stream.comp
+        candidate->sharedMemory = 16 * quadsV + 8 * candidate->workgroupSize / candidate->subgroupSize;
     return candidate->sharedMemory <= caps->sharedMemory &&
            candidate->workgroupSize <= caps->maxInvocations;
 }
@@ -388,7 +431,7 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
             missing = "kernels that avoidKernels does not name";
         struct VkmqaCandidate* candidate = &choice->candidates[choice->count];
         if (!missing && !settle(i, caps, shape, candidate))
-            missing = "larger workgroups or more shared memory";
+            missing = "larger workgroups, more shared memory or more registers";
         if (missing) {
             lack = missing;
             continue;
