@@ -74,6 +74,7 @@ typedef struct Options {
     Modifiers modifiers;
     VkmqaTier tier;
     char* kernelName; // or null
+    char *tunePath, *profilePath; // or null: the tuning profile to write, to use
     uint32_t repetitions;
     double warmupSeconds;
     OutputFormat format;
@@ -133,6 +134,9 @@ typedef struct Session {
     struct ShaderTable* shaders; // the tool's own shaders: roofs.c, op_plain.c
     Roofs roofs;
     uint64_t rotateBytes; // buffers rotate over this much memory, or 0: not at all
+    const char* profile;  // a tuning profile for attention objects, or null
+    size_t profileSize;
+    bool trusted; // attention objects are made without the library's self-test
     struct Report* report;
 } Session;
 
@@ -167,6 +171,7 @@ void printPresets(void);
 Modifiers combineModifiers(const Options* options, const Preset* preset, uint32_t headDimV);
 // The measurements that the options ask for, roofs first. The caller frees *items.
 uint32_t planItems(const Options* options, Item** items);
+uint32_t planTuning(const Options* options, Item** items); // the shapes that --tune tunes
 
 // ---- stats.c ----
 
@@ -210,6 +215,7 @@ BenchResult runOffload(Session* session, const Item* item, Row* row);
 BenchResult runSnapshot(Session* session, const Item* item, Row* row);
 BenchResult runCaseFile(Session* session, const char* path);
 BenchResult printSystemReport(Session* session);
+BenchResult runTune(Session* session);
 void applyRoof(const Session* session, Row* row);
 
 #endif

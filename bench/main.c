@@ -209,14 +209,39 @@ static BenchResult printDevices(const Options* options) {
     return result;
 }
 
+static BenchResult readProfile(const char* path, char** text, size_t* size) {
+    enum { MOST = 1 << 20 };
+    FILE* file = fopen(path, "rb");
+    if (!file)
+        return fail(BENCH_USAGE, "--profile: %s cannot be opened", path);
+    *text = allocate(MOST + 1, 1);
+    *size = fread(*text, 1, MOST + 1, file);
+    bool failed = ferror(file) != 0;
+    fclose(file);
+    return failed ? fail(BENCH_ERROR, "--profile: %s cannot be read", path) : BENCH_OK;
+}
+
 static BenchResult runSession(const Options* options) {
     Session session = {.options = options};
+    char* profile = NULL;
+    if (options->profilePath) {
+        BenchResult read = readProfile(options->profilePath, &profile, &session.profileSize);
+        session.profile = profile;
+        if (read != BENCH_OK) {
+            free(profile);
+            return read;
+        }
+    }
     BenchResult result = openSession(&session, NULL, 0);
-    if (result != BENCH_OK)
+    if (result != BENCH_OK) {
+        free(profile);
         return result;
+    }
     result = loadShaderTable(&session);
     if (result == BENCH_OK && options->systemReport) {
         result = printSystemReport(&session);
+    } else if (result == BENCH_OK && options->tunePath) {
+        result = runTune(&session);
     } else if (result == BENCH_OK) {
         session.report = createReport(&session);
         for (uint32_t i = 0; i < options->caseFileCount; i++)
@@ -226,6 +251,7 @@ static BenchResult runSession(const Options* options) {
         finishReport(session.report);
     }
     free(session.shaders);
+    free(profile);
     vkmqaCloseDevice(session.device);
     return result;
 }

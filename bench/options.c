@@ -15,7 +15,7 @@ typedef struct RawOptions {
     double warmup;
     char *device, *ops, *preset, *headDim, *queryTokens, *contexts, *batches, *kTypes, *vTypes;
     char *ioType, *newType, *kernel, *timer, *format, *caseFile, *pageSize, *numHeadsQ, *numHeadsKv;
-    char *parts, *layers;
+    char *parts, *layers, *tune, *profile;
 } RawOptions;
 
 BenchResult parseNumber(const char* option, const char* text, uint32_t low, uint32_t high,
@@ -307,6 +307,10 @@ BenchResult parseOptions(int argc, const char** argv, Options* options, bool* ex
         TEXT(NULL, 'o', format, "md, csv, json or jsonl (md)", "FORMAT"),
         TEXT("case", 0, caseFile, "run attention case files (safetensors) and judge the results",
              "FILE..."),
+        TEXT("tune", 0, tune,
+             "measure which kernels and splits are fastest here, for a list of shapes or the one that --preset, -hq, "
+             "-hkv, -hd, -ctk and -d name, and write them to FILE", "FILE"),
+        TEXT("profile", 0, profile, "choose kernels by a file that --tune has written", "FILE"),
         FLAG("quick", quick, "fewer rows and samples"),
         FLAG("system-report", systemReport, "print a Markdown block for bug reports"),
         FLAG("version", version, "print the version and end"),
@@ -337,13 +341,19 @@ BenchResult parseOptions(int argc, const char** argv, Options* options, bool* ex
         if (result == BENCH_OK)
             result = collectCaseFiles(context, &raw, options);
         options->device = raw.device;
-        raw.device = NULL;
+        options->tunePath = raw.tune;
+        options->profilePath = raw.profile;
+        raw.device = raw.tune = raw.profile = NULL;
+        if (result == BENCH_OK && options->tunePath &&
+            (options->profilePath || options->caseFileCount || options->kernelName || options->tier))
+            result = fail(BENCH_USAGE, "--tune is given with --profile, --case or --kernel; give it alone");
     }
     poptFreeContext(context);
     char* strings[] = {raw.device,   raw.ops,       raw.preset,     raw.headDim, raw.queryTokens,
                        raw.contexts, raw.batches,   raw.kTypes,     raw.vTypes,  raw.ioType,
                        raw.newType,  raw.kernel,    raw.timer,      raw.format,  raw.caseFile,
-                       raw.pageSize, raw.numHeadsQ, raw.numHeadsKv, raw.parts,   raw.layers};
+                       raw.pageSize, raw.numHeadsQ, raw.numHeadsKv, raw.parts,   raw.layers,
+                       raw.tune,     raw.profile};
     for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
         free(strings[i]);
     freeModifiers();
@@ -353,6 +363,8 @@ BenchResult parseOptions(int argc, const char** argv, Options* options, bool* ex
 void freeOptions(Options* options) {
     free(options->device);
     free(options->kernelName);
+    free(options->tunePath);
+    free(options->profilePath);
     for (uint32_t i = 0; i < options->caseFileCount; i++)
         free((char*)options->caseFiles[i]);
     free(options->caseFiles);

@@ -195,18 +195,41 @@ static void setHeads(Item* item, const Options* o, const Preset* preset) {
     item->modifiers = combineModifiers(o, preset, item->headDimV);
 }
 
+// What every item of a run has in common.
+static Item baseItem(const Options* o) {
+    return (Item){.model = "",
+                  .ioType = o->ioType,
+                  .newType = o->newType,
+                  .kType = VKMQA_TYPE_F16,
+                  .vType = VKMQA_TYPE_F16,
+                  .pageSize = o->pageSize,
+                  .causal = o->causal,
+                  .queryTokens = 512,
+                  .parts = o->parts,
+                  .layers = o->layers};
+}
+
+uint32_t planTuning(const Options* o, Item** items) {
+    static const char* const usual[] = {"llama2-7b", "llama3-8b", "llama3-70b", "mqa-32", "falcon-7b", "gemma-2b"};
+    bool given = o->preset || o->numHeadsQ || o->numHeadsKv || o->headDimQk;
+    Plan plan = {0};
+    for (size_t i = 0; i < (given ? 1 : sizeof(usual) / sizeof(usual[0])); i++) {
+        Item item = baseItem(o);
+        item.batch = 1;
+        setHeads(&item, o, given ? o->preset : findPreset(usual[i]));
+        for (uint32_t k = 0; k < lengthOf(&o->kTypes); k++) {
+            item.kType = (VkmqaType)pick(&o->kTypes, k, VKMQA_TYPE_F16);
+            item.vType = (VkmqaType)pick(&o->vTypes, 0, item.kType);
+            addItem(&plan, item);
+        }
+    }
+    *items = plan.items;
+    return plan.count;
+}
+
 uint32_t planItems(const Options* o, Item** items) {
     Plan plan = {0};
-    Item base = {.model = "",
-                 .ioType = o->ioType,
-                 .newType = o->newType,
-                 .kType = VKMQA_TYPE_F16,
-                 .vType = VKMQA_TYPE_F16,
-                 .pageSize = o->pageSize,
-                 .causal = o->causal,
-                 .queryTokens = 512,
-                 .parts = o->parts,
-                 .layers = o->layers};
+    Item base = baseItem(o);
     bool shapeGiven = o->preset || o->numHeadsQ || o->numHeadsKv || o->headDimQk ||
                       o->queryTokens.count || o->contexts.count || o->batches.count ||
                       o->kTypes.count || o->vTypes.count || o->modified;

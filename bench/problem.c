@@ -50,8 +50,13 @@ BenchResult createAttention(Session* session, VkmqaAttentionCreateInfo info,
                             const VkmqaStepLimits* limits, VkmqaAttention* attention) {
     info.structSize = sizeof(info);
     info.tier = session->options->tier;
+    info.tuningProfile = session->profile;
+    info.tuningProfileSize = session->profileSize;
     if (session->options->kernelName)
         return createNamedKernel(session, &info, limits, attention);
+    if (session->trusted)
+        return checkVk(vkmqaCreateAttention(vkmqaGetDeviceContext(session->device), &info, attention),
+                       "creating the attention object");
     return checkVk(vkmqaDeviceCreateAttention(session->device, &info, attention),
                    "creating the attention object");
 }

@@ -149,6 +149,7 @@ typedef struct Batch {
     bool gaps;   // rows in strided slices, query rows that belong to no sequence, slack in limits
     bool append; // the cache is filled by vkmqaCmdAppendKv, else by the oracle
     float sharpness;       // factor of q; 0 = 1; 20 makes softmax near one-hot
+    float magnitude;       // factor of k and v; 0 = 1; above f16's range kernels on matrix units must not round them
     uint32_t numPages;     // 0 = what the sequences need and three more; ignored when contiguous
     int32_t firstPosition; // of every sequence's first token, for rotary embedding
     bool inPlace;          // append rotates q where it stands; io and source must be the same type

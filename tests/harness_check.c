@@ -153,7 +153,8 @@ static double allowRounding(const Run* run, const Problem* problem, References* 
     if (kernel.tier != VKMQA_TIER_COOPMAT)
         return bound;
     OracleProblem oracle = asStored(problem, references);
-    oracle.operands = ORACLE_F16;
+    // What f16 cannot hold is not rounded; its weights are, and bf16 has the range for the comparison.
+    oracle.operands = problem->batch.magnitude > 65504 ? ORACLE_BF16 : ORACLE_F16;
     size_t rows = (size_t)problem->totalQ * model->numHeadsQ;
     computePlainly(&oracle, rows, references);
     for (size_t i = 0; i < rows * model->headDimV; i++) {

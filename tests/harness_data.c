@@ -23,10 +23,11 @@ float* problemRandomTokens(const Problem* problem, bool isV) {
     uint32_t headDim = isV ? problem->model.headDimV : problem->model.headDimQk;
     size_t perToken = (size_t)problem->model.numHeadsKv * headDim;
     float* values = malloc(sizeof(float) * (problem->totalKv * perToken + 1));
+    float magnitude = problem->batch.magnitude > 0 ? problem->batch.magnitude : 1;
     float* next = values;
     for (uint32_t b = 0; b < problem->batch.count; b++)
         for (int32_t t = 0; t < problem->seqLensKv[b]; t++, next += perToken)
-            fillToken(tokenRandom(problem, b, t, isV ? OF_V : OF_K), next, perToken, 1,
+            fillToken(tokenRandom(problem, b, t, isV ? OF_V : OF_K), next, perToken, magnitude,
                       problem->model.source);
     return values;
 }

@@ -38,7 +38,7 @@ void harnessMessage(VkmqaSeverity severity, const char* text, void* userData) {
     (void)userData;
     if (getenv("VKMQA_TEST_VERBOSE"))
         fprintf(stderr, "vkmqa: %s\n", text);
-    if (severity == VKMQA_SEVERITY_ERROR)
+    if (severity != VKMQA_SEVERITY_INFO)
         snprintf(harness.message, sizeof(harness.message), "%s", text);
 }
 

@@ -16,11 +16,8 @@ VkmqaType libraryType(OracleType type) {
     return types[type];
 }
 
-// Matrices of f16 hold no wider values.
-static bool fitsMatrices(const Model* model) {
-    return (model->io == ORACLE_F32 || model->io == ORACLE_F16) && model->k != ORACLE_F32 &&
-           model->k != ORACLE_BF16 && model->v != ORACLE_F32 && model->v != ORACLE_BF16;
-}
+// Matrices of f16 hold what has no more digits.
+static bool fitsMatrices(const Model* model) { return model->k != ORACLE_F32 && model->v != ORACLE_F32; }
 
 VkmqaAttentionCreateInfo attentionInfo(const Model* model, VkmqaTier tier) {
     static const VkmqaRopeStyle styles[] = {

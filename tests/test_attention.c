@@ -24,6 +24,7 @@ enum {
     PREFILL,
     NOTHING,
     SHARP,
+    HUGE_VALUES,
     APPENDED, // for what append does to the cache: small, ragged
     DRAFTS,
     IN_PLACE
@@ -43,6 +44,7 @@ static const Batch batches[] = {
     [PREFILL] = {2, {{70, 70}, {65, 130}}, .gaps = true, .append = true},
     [NOTHING] = {3, {{0, 0}, {2, 0}, {0, 9}}},
     [SHARP] = {3, {{16, 700}, {16, 90}, {20, 20}}, .sharpness = 20},
+    [HUGE_VALUES] = {4, {{16, 90}, {3, 40}, {1, 100}, {9, 9}}, .magnitude = 1e7f}, // beyond f16
     [APPENDED] = {5,
                   {{1, 70}, {4, 33}, {0, 9}, {3, 2}, {9, 9}},
                   .gaps = true,
@@ -56,7 +58,7 @@ static const char* const batchNames[] = {
     [DECODE] = "decode",         [RAGGED] = "ragged",       [EDGES_SMALL] = "edges 1-33",
     [EDGES_64] = "edges 64-129", [EDGES_256] = "edges 256", [EDGES_1024] = "edges 1024",
     [CHUNKS] = "chunks",         [PREFILL] = "prefill",     [NOTHING] = "nothing",
-    [SHARP] = "near one-hot",    [APPENDED] = "appended",   [DRAFTS] = "drafts",
+    [SHARP] = "near one-hot",    [HUGE_VALUES] = "huge",    [APPENDED] = "appended",   [DRAFTS] = "drafts",
     [IN_PLACE] = "in place",
 };
 
@@ -114,6 +116,7 @@ static const Shape shapes[] = {
 
     // Cache types in pairs, and bf16.
     {MODEL(8, 2, 64, 64, 16, BF16, BF16, BF16, true, 64, .source = BF16), {RAGGED, EDGES_64}, 2},
+    {MODEL(8, 1, 64, 64, 16, F32, BF16, BF16, true, 64, .scale = 1e-8f), {HUGE_VALUES}, 1},
     {MODEL(4, 1, 128, 128, 64, F32, BF16, F16, true, 0, .flags = 0), {EDGES_256, SHARP}, 2},
     {MODEL(16, 1, 128, 128, 16, F16, Q8, Q8, true, 0, .source = F16), {EDGES_64, RAGGED}, 2},
     {MODEL(2, 2, 72, 40, 1, F32, Q8, Q4, true, 64, .flags = 0), {EDGES_SMALL, APPENDED}, 2},

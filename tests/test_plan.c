@@ -27,8 +27,8 @@ static struct VkmqaShape make_shape(uint32_t headsQ, uint32_t headsKv, uint32_t 
 
 static struct VkmqaChoice make_choice(void) {
     struct VkmqaChoice choice = {.count = 2};
-    choice.candidates[0] = (struct VkmqaCandidate){.rows = 1, .splitSize = 256, .workgroups = 512};
-    choice.candidates[1] = (struct VkmqaCandidate){.rows = 4, .splitSize = 256, .workgroups = 512};
+    choice.candidates[0] = (struct VkmqaCandidate){.rows = 1, .upTo = 1, .splitSize = 256, .workgroups = 512};
+    choice.candidates[1] = (struct VkmqaCandidate){.rows = 4, .upTo = UINT32_MAX, .splitSize = 256, .workgroups = 512};
     return choice;
 }
 

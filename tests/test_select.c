@@ -52,7 +52,7 @@ static struct VkmqaCaps gpu_with_matrices(void) {
 static VkmqaTier tier_of(const struct VkmqaCaps* caps, const struct VkmqaShape* shape) {
     struct VkmqaChoice choice;
     struct VkmqaProblem problem;
-    assert_int_equal(vkmqa_select(caps, shape, &choice, &problem), VK_SUCCESS);
+    assert_int_equal(vkmqa_select(caps, shape, NULL, &choice, &problem), VK_SUCCESS);
     for (uint32_t i = 0; i < choice.count; ++i) {
         assert_int_equal(choice.candidates[i].tier, choice.candidates[0].tier);
         assert_int_equal(choice.candidates[i].bind, choice.bind);
@@ -101,7 +101,7 @@ static void the_poorest_device_runs_all(void** state) {
     struct VkmqaShape shape = shape_of(8, 1, 64);
     struct VkmqaChoice choice;
     struct VkmqaProblem problem;
-    assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
+    assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
     assert_non_null(strstr(problem.text, "storage buffers"));
 }
 
@@ -114,7 +114,7 @@ static void forced_tiers_are_kept_or_refused(void** state) {
     shape.tier = VKMQA_TIER_CPU;
     struct VkmqaChoice choice;
     struct VkmqaProblem problem;
-    assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
+    assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
     assert_non_null(strstr(problem.text, "cpu"));
 }
 
@@ -126,7 +126,7 @@ static void matrices_take_many_rows(void** state) {
     struct VkmqaChoice choice;
     struct VkmqaProblem problem;
     shape.kType = shape.vType = VKMQA_TYPE_F16;
-    assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_SUCCESS);
+    assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_SUCCESS);
     assert_true(choice.count >= 3);
     for (uint32_t i = 0; i < choice.count; ++i) {
         const struct VkmqaCandidate* candidate = &choice.candidates[i];
@@ -140,8 +140,12 @@ static void matrices_take_many_rows(void** state) {
             assert_true(candidate->rows > choice.candidates[i - 1].rows);
     }
     assert_int_equal(choice.candidates[0].rows, 1);
-    shape.vType = VKMQA_TYPE_BF16;
+    shape.vType = VKMQA_TYPE_F32;
     assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_SUBGROUP);
+    shape.vType = VKMQA_TYPE_BF16;
+    shape.ioType = VKMQA_TYPE_BF16;
+    assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_SUCCESS);
+    assert_int_equal(choice.candidates[choice.count - 1].tier, VKMQA_TIER_COOPMAT);
     shape.vType = VKMQA_TYPE_F16;
     caps.computeFullSubgroups = false;
     assert_int_equal(tier_of(&caps, &shape), VKMQA_TIER_SUBGROUP);
@@ -155,7 +159,7 @@ static void matrices_take_many_rows(void** state) {
             caps.sharedMemory = memory;
             shape = shape_of(128, 1, dim);
             shape.kType = shape.vType = VKMQA_TYPE_Q8_0;
-            assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_SUCCESS);
+            assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_SUCCESS);
             for (uint32_t i = 0; i < choice.count; ++i) {
                 assert_true(choice.candidates[i].sharedMemory <= memory);
                 assert_true(choice.candidates[i].block % (choice.candidates[i].matrix.m ? 16 : 1) == 0);
@@ -172,7 +176,7 @@ static void avoided_kernels_are_not_chosen(void** state) {
     struct VkmqaProblem problem;
     VkmqaTier last = VKMQA_TIER_AUTO;
     int rounds = 0;
-    while (vkmqa_select(&caps, &shape, &choice, &problem) == VK_SUCCESS) {
+    while (vkmqa_select(&caps, &shape, NULL, &choice, &problem) == VK_SUCCESS) {
         for (uint32_t i = 0; i < choice.count; ++i) {
             assert_false(shape.avoidKernels >> choice.candidates[i].kernel & 1);
             shape.avoidKernels |= 1ull << choice.candidates[i].kernel;
@@ -193,7 +197,7 @@ static void kept_candidates_are_the_reachable_ones(void** state) {
         struct VkmqaShape shape = shape_of(ratio, 1, 64);
         struct VkmqaChoice choice;
         struct VkmqaProblem problem;
-        assert_int_equal(vkmqa_select(&caps, &shape, &choice, &problem), VK_SUCCESS);
+        assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_SUCCESS);
         uint32_t most = choice.candidates[choice.count - 1].rows;
         for (uint32_t i = 0; i + 1 < choice.count; ++i)
             assert_true(choice.candidates[i].rows >= ratio || choice.candidates[i].rows == most);

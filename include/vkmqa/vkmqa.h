@@ -133,6 +133,10 @@ typedef enum VkmqaSeverity {
 // Called on the thread of the call it speaks of. The text is valid during the callback.
 typedef void (*VkmqaMessageCallback)(VkmqaSeverity severity, const char* text, void* userData);
 
+// Runs job(jobData, i) once for each i < count, on any threads and in any order, and returns when all are done.
+typedef void (*VkmqaJob)(void* jobData, uint32_t index);
+typedef void (*VkmqaRunJobs)(void* userData, uint32_t count, VkmqaJob job, void* jobData);
+
 typedef struct VkmqaContextCreateInfo {
     uint32_t structSize;
     uint32_t apiVersion; // the one the instance was created with
@@ -150,6 +154,10 @@ typedef struct VkmqaContextCreateInfo {
     VkPipelineCache pipelineCache;          // optional; used, never destroyed or saved
     VkmqaMessageCallback messageCallback;   // optional
     void* messageUserData;
+    // Optional: your thread pool. Pipelines of an object are then compiled side by side, and `allocator` is called
+    // on its threads; without it they are compiled on the calling thread, one after another.
+    VkmqaRunJobs runJobs;
+    void* runJobsUserData;
 } VkmqaContextCreateInfo;
 
 // Errors: VK_ERROR_VALIDATION_FAILED_EXT, VK_ERROR_INCOMPATIBLE_DRIVER (Vulkan 1.0),
@@ -187,7 +195,10 @@ typedef enum VkmqaTier {
     VKMQA_TIER_PORTABLE = 1, // plain Vulkan 1.1: descriptors, no subgroup operations
     VKMQA_TIER_SUBGROUP = 2, // device addresses and subgroup operations
     VKMQA_TIER_CPU = 3,      // for Vulkan drivers that run on the CPU
-    VKMQA_TIER_COOPMAT = 4,  // matrix units, VK_KHR_cooperative_matrix: many rows at a time
+    // Matrix units, VK_KHR_cooperative_matrix: many rows at a time. Q, K, V and the softmax weights are rounded to
+    // f16 (what f16 cannot hold is multiplied in f32, more slowly; of bf16 values below 2^-14 digits are lost),
+    // sums are f32. Not for f32 caches.
+    VKMQA_TIER_COOPMAT = 4,
     VKMQA_TIER_MAX_ENUM = 0x7FFFFFFF
 } VkmqaTier;
 
@@ -258,10 +269,16 @@ typedef struct VkmqaAttentionCreateInfo {
     VkmqaRopeStyle ropeStyle;
     uint32_t ropeDim;    // elements that turn, an even number; default headDimQk - ropeOffset
     uint32_t ropeOffset; // the first of them, an even number (MLA: 512); both are errors without a style
+    // The bytes of a file that vkmqa-bench --tune has measured, or null; read during the call only. For the shapes
+    // that it lists it says which kernels to use and how far to split, as long as tier, splitSize and
+    // BATCH_INVARIANT leave it the choice. A profile of another device, driver or version of the library is left
+    // aside with a warning; one that is damaged is an error that names the line.
+    const char* tuningProfile;
+    size_t tuningProfileSize;
 } VkmqaAttentionCreateInfo;
 
-// Selects kernels and compiles all their pipelines in one batch; this is the slow call (milliseconds to
-// a second, by driver; a warm VkPipelineCache helps). Thread-safe for one context.
+// Selects kernels and compiles all their pipelines; this is the slow call (milliseconds to a second, by driver; a
+// warm VkPipelineCache and VkmqaContextCreateInfo::runJobs help). Thread-safe for one context.
 VKMQA_API VkResult vkmqaCreateAttention(VkmqaContext context, const VkmqaAttentionCreateInfo* info,
                                         VkmqaAttention* attention);
 

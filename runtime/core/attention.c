@@ -19,8 +19,16 @@ VkResult vkmqaCreateAttention(VkmqaContext context, const VkmqaAttentionCreateIn
         !vkmqa_make_shape(&info, &shape, &problem))
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "vkmqaCreateAttention: %s",
                           problem.text);
+    struct VkmqaTuned tuned = {0};
+    if (info.tuningProfile && !vkmqa_read_tuning(info.tuningProfile, info.tuningProfileSize, &context->caps, &shape,
+                                                 &tuned, &problem))
+        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "vkmqaCreateAttention: %s", problem.text);
+    if (tuned.foreign)
+        vkmqa_message(context, VKMQA_SEVERITY_WARNING,
+                      "vkmqaCreateAttention: tuningProfile is of %s and is not used; measure again with vkmqa-bench "
+                      "--tune", tuned.foreign);
     struct VkmqaChoice choice;
-    VkResult error = vkmqa_select(&context->caps, &shape, &choice, &problem);
+    VkResult error = vkmqa_select(&context->caps, &shape, &tuned, &choice, &problem);
     if (error != VK_SUCCESS)
         return vkmqa_fail(context, error, "vkmqaCreateAttention: %s", problem.text);
 

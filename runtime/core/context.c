@@ -113,8 +113,10 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
     VkPhysicalDeviceSubgroupProperties subgroup = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES};
+    VkPhysicalDeviceIDProperties id = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES, .pNext = &subgroup};
     VkPhysicalDeviceProperties2 properties = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &subgroup};
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &id};
     if (apiVersion >= VK_API_VERSION_1_2)
         subgroup.pNext = &driver;
     if (enabled->subgroupSizeControl) {
@@ -152,6 +154,7 @@ static void read_caps(const struct VkmqaContext_T* context, VkPhysicalDevice phy
         .maxStorageRange = limits->maxStorageBufferRange,
         .storageAlignment = limits->minStorageBufferOffsetAlignment,
     };
+    memcpy(caps->uuid, id.deviceUUID, sizeof caps->uuid);
     if (enabled->matrices)
         read_matrices(context, physicalDevice, caps);
     memcpy(caps->maxGroupCount, limits->maxComputeWorkGroupCount, sizeof caps->maxGroupCount);
@@ -194,6 +197,8 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
         return vkmqa_fail(&early, VK_ERROR_OUT_OF_HOST_MEMORY, "no memory for the context");
     context->messageCallback = info.messageCallback;
     context->messageUserData = info.messageUserData;
+    context->runJobs = info.runJobs;
+    context->runJobsUserData = info.runJobsUserData;
     context->device = info.device;
     context->pipelineCache = info.pipelineCache;
     context->hasAllocator = info.allocator != NULL;

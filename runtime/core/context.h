@@ -22,6 +22,8 @@ struct VkmqaContext_T {
     VkPipelineCache pipelineCache;
     VkmqaMessageCallback messageCallback;
     void* messageUserData;
+    VkmqaRunJobs runJobs; // may be null
+    void* runJobsUserData;
     VkDescriptorSetLayout setLayout;     // VKMQA_BIND_COUNT storage buffers
     VkPipelineLayout bindLayout;         // set 0 and push constants
     VkPipelineLayout addressLayout;      // push constants alone

@@ -2,6 +2,7 @@
 //
 //   caps    what the device, as created, can do          (context.c, requirements.c)
 //   shape   a validated VkmqaAttentionCreateInfo          (shape.c: pure C)
+//   tuned   a tuning profile's lines for the shape        (tuning.c: pure C)
 //   choice  kernels for caps and shape                    (select.c: pure C, one table of data)
 //   plan    grid and sizes of one call                    (plan.c: pure C)
 //   pipelines, record                                     (the only code that calls vkCmd*)
@@ -32,6 +33,7 @@ struct VkmqaCaps {
     uint32_t vendorId; // PCI's
     uint32_t driverId; // VkDriverId, 0 = unknown
     uint32_t driverVersion;
+    uint8_t uuid[16]; // deviceUUID
     uint32_t apiVersion; // the smaller of instance and device
     bool deviceAddress;
     bool pushDescriptor;
@@ -119,6 +121,21 @@ bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, struct
 // parameters.c: of the parameters buffer; 0: the shape needs none.
 uint64_t vkmqa_parameter_bytes(const struct VkmqaShape* shape);
 
+// ---- tuning ----------------------------------------------------------------------------------
+
+// What a profile says of a shape, by ascending rows; the last kernel takes calls of any number.
+struct VkmqaTuned {
+    uint32_t count;      // 0: nothing
+    const char* foreign; // null, or what the profile is of instead of this device
+    struct VkmqaTunedKernel {
+        char name[32];
+        uint32_t upTo; // rows of a sequence
+        uint32_t splitSize, workgroups;
+    } kernels[VKMQA_MAX_CANDIDATES];
+};
+bool vkmqa_read_tuning(const char* text, size_t size, const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+                       struct VkmqaTuned* tuned, struct VkmqaProblem* problem);
+
 // ---- select ----------------------------------------------------------------------------------
 
 struct VkmqaKernel; // a row of the table in select.c
@@ -132,6 +149,7 @@ struct VkmqaCandidate {
     uint32_t shader;
     bool bind; // descriptors instead of device addresses
     uint32_t rows, cluster, block;
+    uint32_t upTo; // takes calls of up to so many rows of a sequence
     struct VkmqaMatrix matrix; // all 0: uses no matrix units
     uint32_t columnGroups;     // subgroups that share a tile of rows
     bool spreadFactors, holdQueries, prefetch; // see shaders/shared.h
@@ -151,7 +169,7 @@ typedef enum VkmqaAppendUnit {
 
 struct VkmqaChoice {
     uint32_t count;
-    struct VkmqaCandidate candidates[VKMQA_MAX_CANDIDATES]; // ascending rows
+    struct VkmqaCandidate candidates[VKMQA_MAX_CANDIDATES]; // ascending upTo
     bool bind;
     uint32_t appendKernel; // bit of avoidKernels
     uint32_t appendShader, mergeShader, mergeStatesShader, compactShader;
@@ -160,7 +178,8 @@ struct VkmqaChoice {
     VkmqaAppendUnit appendUnit;
 };
 
-VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+// tuned: may be null.
+VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape, const struct VkmqaTuned* tuned,
                       struct VkmqaChoice* choice, struct VkmqaProblem* problem);
 
 // ---- plan ------------------------------------------------------------------------------------

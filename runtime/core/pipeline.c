@@ -122,8 +122,9 @@ static struct SpecData make_spec(const struct VkmqaAttention_T* attention) {
 
 enum { MAX_PIPELINES = VKMQA_MAX_CANDIDATES + 4 };
 
-// What one vkCreateComputePipelines call takes, and what its entries point to.
+// Pipelines to compile, and what their infos point to.
 struct Batch {
+    struct VkmqaContext_T* context;
     uint32_t count;
     VkComputePipelineCreateInfo infos[MAX_PIPELINES];
     VkSpecializationInfo specInfos[MAX_PIPELINES];
@@ -131,6 +132,7 @@ struct Batch {
     VkPipelineShaderStageRequiredSubgroupSizeCreateInfo sizes[MAX_PIPELINES];
     VkShaderModule modules[MAX_PIPELINES];
     VkPipeline pipelines[MAX_PIPELINES];
+    VkResult results[MAX_PIPELINES];
 };
 
 static VkResult add_pipeline(struct VkmqaAttention_T* attention, struct Batch* batch,
@@ -179,41 +181,56 @@ static VkResult add_pipeline(struct VkmqaAttention_T* attention, struct Batch* b
     return VK_SUCCESS;
 }
 
-// One call, so that the driver may compile them side by side. Modules go, whatever comes of it.
-static VkResult compile(struct VkmqaContext_T* context, struct Batch* batch, VkResult result) {
+static void compile_one(void* user, uint32_t index) {
+    struct Batch* batch = user;
+    struct VkmqaContext_T* context = batch->context;
+    batch->results[index] =
+        context->vk.CreateComputePipelines(context->device, context->pipelineCache, 1, &batch->infos[index],
+                                           vkmqa_allocator(context), &batch->pipelines[index]);
+}
+
+// All or none. Modules go, whatever comes of it.
+static VkResult compile(struct Batch* batch, VkResult result) {
+    struct VkmqaContext_T* context = batch->context;
+    const VkAllocationCallbacks* allocator = vkmqa_allocator(context);
     if (result == VK_SUCCESS) {
-        result = context->vk.CreateComputePipelines(context->device, context->pipelineCache,
-                                                    batch->count, batch->infos,
-                                                    vkmqa_allocator(context), batch->pipelines);
-        if (result != VK_SUCCESS) { // the ones that were made are ours to destroy
-            for (uint32_t i = 0; i < batch->count; ++i)
-                context->vk.DestroyPipeline(context->device, batch->pipelines[i],
-                                            vkmqa_allocator(context));
+        if (context->runJobs)
+            context->runJobs(context->runJobsUserData, batch->count, compile_one, batch);
+        else
+            for (uint32_t i = 0; i < batch->count && result == VK_SUCCESS; ++i) {
+                compile_one(batch, i);
+                result = batch->results[i];
+            }
+        for (uint32_t i = 0; i < batch->count && result == VK_SUCCESS; ++i)
+            result = batch->results[i];
+        for (uint32_t i = 0; i < batch->count && result != VK_SUCCESS; ++i)
+            if (batch->results[i] == VK_SUCCESS)
+                context->vk.DestroyPipeline(context->device, batch->pipelines[i], allocator);
+        if (result != VK_SUCCESS) {
             vkmqa_fail(context, result, "Vulkan could not compile the pipelines (%d)", result);
             result = result > 0 ? VK_ERROR_UNKNOWN : result;
         }
     }
     for (uint32_t i = 0; i < batch->count; ++i)
-        context->vk.DestroyShaderModule(context->device, batch->modules[i], vkmqa_allocator(context));
+        context->vk.DestroyShaderModule(context->device, batch->modules[i], allocator);
     return result;
 }
 
 VkResult vkmqa_create_pipeline(struct VkmqaAttention_T* attention, uint32_t shader,
                                uint32_t workgroupSize, VkPipeline* pipeline) {
-    struct Batch batch = {0};
+    struct Batch batch = {.context = attention->context};
     struct SpecData spec = make_spec(attention);
     spec.WG_SIZE = workgroupSize;
     VkResult result = add_pipeline(attention, &batch, shader, 0, spec);
-    result = compile(attention->context, &batch, result);
+    result = compile(&batch, result);
     if (result == VK_SUCCESS)
         *pipeline = batch.pipelines[0];
     return result;
 }
 
 VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
-    struct VkmqaContext_T* context = attention->context;
     const struct VkmqaChoice* choice = &attention->choice;
-    struct Batch batch = {0};
+    struct Batch batch = {.context = attention->context};
     VkResult result = VK_SUCCESS;
     for (uint32_t i = 0; i < choice->count && result == VK_SUCCESS; ++i) {
         const struct VkmqaCandidate* candidate = &choice->candidates[i];
@@ -250,7 +267,7 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
         spec.WG_SIZE = others[i].workgroupSize;
         result = add_pipeline(attention, &batch, others[i].shader, 0, spec);
     }
-    result = compile(context, &batch, result);
+    result = compile(&batch, result);
     if (result != VK_SUCCESS)
         return result;
     memcpy(attention->attention, batch.pipelines, choice->count * sizeof(VkPipeline));

@@ -13,12 +13,11 @@ bool vkmqa_fold_grid(const struct VkmqaCaps* caps, uint64_t count, uint32_t grou
     return true;
 }
 
-// The fewest rows that take a sequence in one tile, otherwise the most there are.
 static uint32_t choose_candidate(const struct VkmqaChoice* choice, uint64_t rowsPerSequence) {
-    for (uint32_t i = 0; i < choice->count; ++i)
-        if (choice->candidates[i].rows >= rowsPerSequence)
-            return i;
-    return choice->count - 1;
+    uint32_t i = 0;
+    while (i + 1 < choice->count && choice->candidates[i].upTo < rowsPerSequence)
+        ++i;
+    return i;
 }
 
 // Room for the tiles of each sequence, see shaders/tile.glsl; exact for a single one.

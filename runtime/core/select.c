@@ -55,7 +55,8 @@ static const struct VkmqaKernel kernels[] = {
 #define MATRIX "matrix units: tiles of rows share one read of K and V"
 #define FEW "matrix units beside few registers: many subgroups share a tile of rows"
 #define SPREAD "matrix units, of a driver that cannot load one column again and again"
-#define MATRIX_CACHE (BIT(F16) | BIT(FP8_E4M3) | BIT(Q8_0) | BIT(Q4_0))
+#define MATRIX_CACHE (BIT(F16) | BIT(BF16) | BIT(FP8_E4M3) | BIT(Q8_0) | BIT(Q4_0))
+#define ALL_IO 0
 #define STREAM "device addresses and subgroup shuffles: clusters of lanes stream tokens, one merge at the end"
 #define TILE "no device addresses or subgroup shuffles enabled: shared-memory tiles"
     // clang-format off
@@ -78,19 +79,19 @@ static const struct VkmqaKernel kernels[] = {
     {"cpu-lanes-r8",  VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_LANES_R8_BIND,      true,  true,  false, false, SWIFTSHADER, 0,           4,  4, 256, WIDE_FLOATS, 0,           8,   0,  1,  0, 512,  16, 0,  0,  false, false, LANES},
     {"cpu-tile-r1",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           1,  64,  0, 32, 512,  16, 0,  0,  false, false, SLOW_CPU},
     {"cpu-tile-r8",   VKMQA_TIER_CPU,      VKMQA_SHADER_ATTN_TILE_BIND,          true,  true,  false, false, 0,           0,           0,  0, 576, 0,           0,           8,  64,  0, 32, 512,  16, 0,  0,  false, false, SLOW_CPU},
-    {"coopmat-few-t1",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 1,  8,  false, true,  FEW},
-    {"coopmat-few-t2",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 2,  4,  false, true,  FEW},
-    {"coopmat-few-t4",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  4,  false, true,  FEW},
-    {"coopmat-t1",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  false, false, MATRIX},
-    {"coopmat-t2",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 2,  2,  false, false, MATRIX},
-    {"coopmat-t4",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  false, false, MATRIX},
-    {"coopmat-t8",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 8,  1,  false, false, MATRIX},
-    {"spread-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256, 512, 1,  4,  true,  false, SPREAD},
-    {"spread-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256, 512, 4,  1,  true,  false, SPREAD},
-    {"rolled-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 64, 256,  16, 1,  4,  false, false, MATRIX},
-    {"rolled-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  false, false, MATRIX},
-    {"rolled-spread-t4", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 4,  1,  true,  false, SPREAD},
-    {"rolled-few-t2", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, WIDE_FLOATS, 0,   0,  1, 32, 256,  16, 2,  4,  false, true,  FEW},
+    {"coopmat-few-t1",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256, 512, 1,  8,  false, true,  FEW},
+    {"coopmat-few-t2",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256, 512, 2,  4,  false, true,  FEW},
+    {"coopmat-few-t4",VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256, 512, 4,  4,  false, true,  FEW},
+    {"coopmat-t1",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 64, 256, 512, 1,  4,  false, false, MATRIX},
+    {"coopmat-t2",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 64, 256, 512, 2,  2,  false, false, MATRIX},
+    {"coopmat-t4",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256, 512, 4,  1,  false, false, MATRIX},
+    {"coopmat-t8",    VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256, 512, 8,  1,  false, false, MATRIX},
+    {"spread-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 64, 256, 512, 1,  4,  true,  false, SPREAD},
+    {"spread-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT,            false, false, false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256, 512, 4,  1,  true,  false, SPREAD},
+    {"rolled-t1",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 64, 256,  16, 1,  4,  false, false, MATRIX},
+    {"rolled-t4",     VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256,  16, 4,  1,  false, false, MATRIX},
+    {"rolled-spread-t4", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256,  16, 4,  1,  true,  false, SPREAD},
+    {"rolled-few-t2", VKMQA_TIER_COOPMAT,  VKMQA_SHADER_ATTN_COOPMAT_ROLLED,     false, true,  false, false, 0,           0,           8, 128, 576, MATRIX_CACHE, ALL_IO,      0,   0,  1, 32, 256,  16, 2,  4,  false, true,  FEW},
     {"stream-r1",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           1, 128, 16,  0, 256, 512, 0,  0,  false, false, STREAM},
     {"stream-r2",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           2, 128, 16,  0, 256, 512, 0,  0,  false, false, STREAM},
     {"stream-r4",     VKMQA_TIER_SUBGROUP, VKMQA_SHADER_ATTN_STREAM,             false, false, false, false, 0,           0,           4, 128, 576, 0,          0,           4, 128, 16,  0, 256, 512, 0,  0,  false, false, STREAM},
@@ -105,6 +106,7 @@ static const struct VkmqaKernel kernels[] = {
 #undef FEW
 #undef SPREAD
 #undef MATRIX_CACHE
+#undef ALL_IO
 #undef STREAM
 #undef TILE
 };
@@ -407,6 +409,27 @@ static bool select_append(const struct VkmqaCaps* caps, const struct VkmqaShape*
     return false;
 }
 
+// The kernels that a tuning profile names, or false where this object cannot have one of them.
+static bool take_tuned(const struct VkmqaCaps* caps, const struct VkmqaShape* shape, const struct VkmqaTuned* tuned,
+                       struct VkmqaChoice* choice) {
+    for (uint32_t i = 0; i < tuned->count; ++i) {
+        const struct VkmqaTunedKernel* line = &tuned->kernels[i];
+        struct VkmqaCandidate* candidate = &choice->candidates[i];
+        uint32_t k = 0;
+        while (k < KERNEL_COUNT && strcmp(kernels[k].name, line->name) != 0)
+            ++k;
+        if (k == KERNEL_COUNT || shape->avoidKernels >> k & 1 || find_lack(&kernels[k], caps, shape) ||
+            !settle(k, caps, shape, candidate) || candidate->bind != choice->candidates[0].bind)
+            return false;
+        candidate->reason = "the tuning profile: measured to be fastest on this device";
+        candidate->upTo = line->upTo;
+        candidate->splitSize = line->splitSize;
+        candidate->workgroups = line->workgroups;
+    }
+    choice->count = tuned->count;
+    return tuned->count != 0;
+}
+
 // Kernels on matrix units leave calls of less than half a tile of rows to the next family.
 static bool helps_with_few(const struct VkmqaKernel* kernel, const struct VkmqaChoice* choice) {
     const struct VkmqaCandidate* first = &choice->candidates[0];
@@ -415,13 +438,12 @@ static bool helps_with_few(const struct VkmqaKernel* kernel, const struct VkmqaC
            2 * kernel->rows < first->matrix.m && (last->matrix.m || same_family(kernel->name, last->name));
 }
 
-VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
-                      struct VkmqaChoice* choice, struct VkmqaProblem* problem) {
-    *choice = (struct VkmqaChoice){0};
+// The first family of the table that fits, or else what is missing.
+static const char* take_first(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+                              struct VkmqaChoice* choice) {
     const char* lack = NULL; // of the last kernel that could not be taken
-    const VkmqaTier tier = shape->tier;
     for (uint32_t i = 0; i < KERNEL_COUNT && choice->count < VKMQA_MAX_CANDIDATES; ++i) {
-        if (tier != VKMQA_TIER_AUTO && kernels[i].tier != tier)
+        if (shape->tier != VKMQA_TIER_AUTO && kernels[i].tier != shape->tier)
             continue;
         if (choice->count && !same_family(kernels[i].name, choice->candidates[0].name) &&
             !helps_with_few(&kernels[i], choice))
@@ -432,21 +454,36 @@ VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* sha
         struct VkmqaCandidate* candidate = &choice->candidates[choice->count];
         if (!missing && !settle(i, caps, shape, candidate))
             missing = "larger workgroups, more shared memory or more registers";
-        if (missing) {
+        if (missing)
             lack = missing;
-            continue;
-        }
-        ++choice->count;
+        else
+            ++choice->count;
     }
-    if (choice->count == 0) {
-        vkmqa_problem(problem, "tier is %s: no kernel of it runs on this device as it was created; "
-                               "it needs %s", tier_name(shape->tier), lack);
-        return VK_ERROR_FEATURE_NOT_PRESENT;
-    }
+    if (choice->count == 0)
+        return lack;
     sort_by_rows(choice);
     drop_unreachable(choice, shape->ratio);
     if (shape->invariant)
         keep_one(caps, shape, choice);
+    for (uint32_t i = 0; i < choice->count; ++i)
+        choice->candidates[i].upTo = choice->candidates[i].rows;
+    choice->candidates[choice->count - 1].upTo = UINT32_MAX;
+    return NULL;
+}
+
+VkResult vkmqa_select(const struct VkmqaCaps* caps, const struct VkmqaShape* shape, const struct VkmqaTuned* tuned,
+                      struct VkmqaChoice* choice, struct VkmqaProblem* problem) {
+    *choice = (struct VkmqaChoice){0};
+    // What the caller fixes is not for a profile to change.
+    bool open = shape->tier == VKMQA_TIER_AUTO && !shape->invariant && !shape->splitSize;
+    if (!tuned || !open || !take_tuned(caps, shape, tuned, choice)) {
+        const char* lack = take_first(caps, shape, choice);
+        if (lack) {
+            vkmqa_problem(problem, "tier is %s: no kernel of it runs on this device as it was created; "
+                                   "it needs %s", tier_name(shape->tier), lack);
+            return VK_ERROR_FEATURE_NOT_PRESENT;
+        }
+    }
     const bool bind = choice->candidates[0].bind;
     choice->bind = bind;
     if (!select_append(caps, shape, choice)) {

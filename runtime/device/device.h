@@ -67,6 +67,11 @@ VkResult vkmqa_open_loader(const struct VkmqaMessenger* messenger, const char* c
                            uint32_t maxApiVersion, struct VkmqaLoader* loader);
 void vkmqa_close_loader(struct VkmqaLoader* loader);
 
+// ---- jobs.c ----------------------------------------------------------------------------------
+
+// A VkmqaRunJobs on threads that live as long as the call.
+void vkmqa_run_jobs(void* user, uint32_t count, VkmqaJob job, void* jobData);
+
 // ---- list.c ----------------------------------------------------------------------------------
 
 struct VkmqaPhysical {

@@ -220,6 +220,7 @@ static VkResult open_physical(VkmqaDevice device, const char* call,
             .pipelineCache = device->pipelineCache,
             .messageCallback = device->messenger.callback,
             .messageUserData = device->messenger.userData,
+            .runJobs = vkmqa_run_jobs,
         };
         result = vkmqaCreateContext(&context, &device->context);
         if (result) // it has explained itself

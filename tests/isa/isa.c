@@ -8,6 +8,7 @@
 // lines of the driver version that the table is of; another version is reported. Exit: 0 good, 1 worse, 77 no such
 // device. SPDX-License-Identifier: MIT
 #include "core/context.h"
+#include "device/device.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -43,6 +44,7 @@ static const Shape shapes[] = {
     SHAPE("gqa8-d64", 64, 8, 64, CAUSAL),
     SHAPE("gqa8-d128", 64, 8, 128, CAUSAL),
     SHAPE("gqa8-d128-q8_0", 64, 8, 128, CAUSAL, Q8_0),
+    SHAPE("gqa8-d128-bf16", 64, 8, 128, CAUSAL, .kType = VKMQA_TYPE_BF16, .vType = VKMQA_TYPE_BF16),
     SHAPE("gqa8-d128-window", 64, 8, 128, .softcap = 50, .windowLeft = 1023,
           .flags = VKMQA_ATTENTION_CAUSAL_BIT | VKMQA_ATTENTION_WINDOW_LEFT_BIT),
     SHAPE("mqa32-d128", 32, 1, 128, CAUSAL),
@@ -206,7 +208,8 @@ static VkmqaContext openContext(void) {
                                                 .enabledExtensionCount = requirements.extensionCount + 1,
                                                 .enabledExtensions = names,
                                                 .enabledFeatures = requirements.features,
-                                                .messageCallback = onMessage};
+                                                .messageCallback = onMessage,
+                                                .runJobs = vkmqa_run_jobs};
     VkmqaContext context;
     if (vkmqaCreateContext(&contextInfo, &context) != VK_SUCCESS)
         exit(1);
