@@ -196,6 +196,7 @@ void showProgress(const Session* session, uint32_t index, uint32_t count, const 
 void clearProgress(void);
 void listDevices(const VkmqaDeviceProperties* devices, uint32_t count, OutputFormat format);
 const char* deviceTypeName(VkPhysicalDeviceType type);
+void uuidText(const uint8_t uuid[16], char text[33]); // 32 hexadecimal digits
 
 // ---- the rest, one call each ----
 

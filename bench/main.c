@@ -224,20 +224,14 @@ static BenchResult readProfile(const char* path, char** text, size_t* size) {
 static BenchResult runSession(const Options* options) {
     Session session = {.options = options};
     char* profile = NULL;
-    if (options->profilePath) {
-        BenchResult read = readProfile(options->profilePath, &profile, &session.profileSize);
-        session.profile = profile;
-        if (read != BENCH_OK) {
-            free(profile);
-            return read;
-        }
-    }
-    BenchResult result = openSession(&session, NULL, 0);
-    if (result != BENCH_OK) {
-        free(profile);
-        return result;
-    }
-    result = loadShaderTable(&session);
+    BenchResult result = BENCH_OK;
+    if (options->profilePath)
+        result = readProfile(options->profilePath, &profile, &session.profileSize);
+    session.profile = profile;
+    if (result == BENCH_OK)
+        result = openSession(&session, NULL, 0);
+    if (result == BENCH_OK)
+        result = loadShaderTable(&session);
     if (result == BENCH_OK && options->systemReport) {
         result = printSystemReport(&session);
     } else if (result == BENCH_OK && options->tunePath) {

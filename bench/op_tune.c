@@ -44,8 +44,7 @@ static void append(Tuner* tuner, const char* line) {
 
 static size_t writeHeader(const Session* session, char* text, size_t size) {
     char uuid[33];
-    for (int i = 0; i < 16; i++)
-        snprintf(uuid + 2 * i, 3, "%02x", session->properties.uuid[i]);
+    uuidText(session->properties.uuid, uuid);
     uint32_t version = vkmqaGetVersion();
     int length = snprintf(text, size,
                           "vkmqa-tuning 1\nlibrary %u.%u.%u\ndevice %s\ndriver %u 0x%08x\n"
@@ -123,6 +122,7 @@ static BenchResult findKernels(Tuner* tuner) {
     const char* name;
     CallKind small = {1, 64};
     tuner->kernelCount = 0;
+    // The names of attention kernels come first, those of append kernels last.
     for (uint32_t k = 0; k < MAX_KERNELS && (name = vkmqaGetKernelName(k)) && strncmp(name, "append", 6); k++) {
         Choice choice = tuner->start, ignored;
         snprintf(choice.kernel, sizeof(choice.kernel), "%s", name);
@@ -146,7 +146,8 @@ static void show(const Tuner* tuner, const CallKind* kind, const Choice* before,
 
 // The fastest kernel first, then for it, where a call has few workgroups of its own, the fastest split.
 static BenchResult tuneKind(Tuner* tuner, const CallKind* kind, Choice* best) {
-    static const uint32_t splits[] = {128, 256, 512}, fillings[] = {4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048};
+    static const uint32_t splits[] = {128, 256, 512, 0};
+    static const uint32_t ofCpus[] = {8, 16, 32, 0}, ofGpus[] = {32, 64, 128, 256, 512, 1024, 2048, 0};
     bool cpu = tuner->session->properties.type == VK_PHYSICAL_DEVICE_TYPE_CPU;
     Choice before = {.kernel = ""}, measured, own = {.kernel = ""};
     BenchResult result = measureChoice(tuner, kind, NULL, true, 0, &before);
@@ -163,11 +164,11 @@ static BenchResult tuneKind(Tuner* tuner, const CallKind* kind, Choice* best) {
     }
     if (own.seconds && best->seconds > worthwhile * own.seconds)
         *best = own;
-    for (uint32_t s = 0; s < 3 && kind->tokens == 1 && result == BENCH_OK; s++)
-        for (uint32_t f = cpu ? 1 : 3; f < (cpu ? 4u : 10u) && result == BENCH_OK; f++) {
+    for (const uint32_t* split = splits; *split && kind->tokens == 1; split++)
+        for (const uint32_t* filling = cpu ? ofCpus : ofGpus; *filling && result == BENCH_OK; filling++) {
             Choice choice = *best;
-            choice.split = splits[s];
-            choice.workgroups = fillings[f];
+            choice.split = *split;
+            choice.workgroups = *filling;
             result = measureChoice(tuner, kind, &choice, true, best->seconds, &measured);
             if (result == BENCH_OK && measured.seconds < worthwhile * best->seconds)
                 *best = measured;

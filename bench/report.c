@@ -44,7 +44,7 @@ static void apiVersion(uint32_t version, char text[16]) {
     snprintf(text, 16, "%u.%u.%u", version >> 22 & 0x7F, version >> 12 & 0x3FF, version & 0xFFF);
 }
 
-static void uuidText(const uint8_t uuid[16], char text[33]) {
+void uuidText(const uint8_t uuid[16], char text[33]) {
     for (int i = 0; i < 16; i++)
         snprintf(text + 2 * i, 3, "%02x", uuid[i]);
 }

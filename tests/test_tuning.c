@@ -8,8 +8,10 @@
 #include "core/internal.h"
 
 static const struct VkmqaCaps caps = {.uuid = {0xab, 1}, .driverId = 5, .driverVersion = 0x1006};
-#define HEAD                                                                                       \
-    "vkmqa-tuning 1\nlibrary 0.1.0\ndevice ab010000000000000000000000000000\ndriver 5 0x00001006\n"
+#define TEXT_OF(number) #number
+#define VERSION(major, minor, patch) TEXT_OF(major) "." TEXT_OF(minor) "." TEXT_OF(patch)
+#define LIBRARY "library " VERSION(VKMQA_VERSION_MAJOR, VKMQA_VERSION_MINOR, VKMQA_VERSION_PATCH) "\n"
+#define HEAD "vkmqa-tuning 1\n" LIBRARY "device ab010000000000000000000000000000\ndriver 5 0x00001006\n"
 
 static bool readProfile(const char* text, size_t size, struct VkmqaTuned* tuned, struct VkmqaProblem* problem) {
     const VkmqaAttentionCreateInfo info = {.structSize = sizeof(info), .numHeadsQ = 32, .numHeadsKv = 8,
@@ -48,9 +50,9 @@ static void otherDevicesAreToldApart(void** state) {
     } rows[] = {
         {"vkmqa-tuning 2\nwhatever\n", "format"},
         {"vkmqa-tuning 1\nlibrary 9.1.0\ndevice ab010000000000000000000000000000\ndriver 5 0x00001006\n", "library"},
-        {"vkmqa-tuning 1\nlibrary 0.1.0\ndevice ab020000000000000000000000000000\ndriver 5 0x00001006\n", "device"},
-        {"vkmqa-tuning 1\nlibrary 0.1.0\ndevice ab010000000000000000000000000000\ndriver 6 0x00001006\n", "driver"},
-        {"vkmqa-tuning 1\nlibrary 0.1.0\ndevice ab010000000000000000000000000000\ndriver 5 0x00001007\n"
+        {"vkmqa-tuning 1\n" LIBRARY "device ab020000000000000000000000000000\ndriver 5 0x00001006\n", "device"},
+        {"vkmqa-tuning 1\n" LIBRARY "device ab010000000000000000000000000000\ndriver 6 0x00001006\n", "driver"},
+        {"vkmqa-tuning 1\n" LIBRARY "device ab010000000000000000000000000000\ndriver 5 0x00001007\n"
          "32:8 128/128 f16/f16 more stream-r1 64 1\n", "driver"},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {

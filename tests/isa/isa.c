@@ -59,7 +59,7 @@ static const Shape shapes[] = {
 // ---- The committed table ---------------------------------------------------------------------------
 
 enum { MOST_LINES = 200, LINE = 256 };
-static char committed[MOST_LINES][LINE];
+static char committed[MOST_LINES][LINE]; // the driver, the head, then the lines
 static size_t committedCount;
 static char driver[3 * LINE]; // the table's first line, for this device
 
@@ -234,6 +234,7 @@ int main(int argc, char** argv) {
         fprintf(file, " %9s", statisticNames[c]);
     fprintf(file, "\n");
     int worse = 0;
+    size_t lines = 2; // with the two above
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         VkmqaAttention attention;
         if (vkmqaCreateAttention(context, &shapes[i].info, &attention) != VK_SUCCESS) {
@@ -267,6 +268,7 @@ int main(int argc, char** argv) {
                          statistics[e].subgroupSize);
                 const char* old = findLine(key);
                 print(file, key, &statistics[e], old);
+                lines++;
                 if (judged)
                     worse += judge(key, &statistics[e], old, pipelines[p].matrix);
             }
@@ -276,6 +278,8 @@ int main(int argc, char** argv) {
         fclose(file);
     if (path && !update && !judged)
         printf("reported, not judged: the table is of %s\n", committedCount ? committed[0] : "no driver yet");
+    if (judged && lines < committedCount) // a driver that says nothing must not pass
+        worse += printf("  WORSE: %zu lines of the table have no pipeline; update it\n", committedCount - lines) > 0;
     if (judged)
         printf("%d worse than %s\n", worse, path);
     fflush(stdout);
