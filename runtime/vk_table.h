@@ -29,7 +29,6 @@
 // X(Name): Vulkan 1.1, always there.
 #define VKMQA_VK_DEVICE_FUNCTIONS(X)                                                               \
     X(DestroyDevice)                                                                               \
-    X(DeviceWaitIdle)                                                                              \
     X(GetDeviceQueue)                                                                              \
     X(QueueSubmit)                                                                                 \
     X(QueueWaitIdle)                                                                               \
@@ -73,6 +72,7 @@
     X(CmdBindPipeline)                                                                             \
     X(CmdBindDescriptorSets)                                                                       \
     X(CmdPushConstants)                                                                            \
+    X(CmdDispatchBase)                                                                             \
     X(CmdDispatch)                                                                                 \
     X(CmdPipelineBarrier)                                                                          \
     X(CmdCopyBuffer)                                                                               \

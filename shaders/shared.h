@@ -54,7 +54,8 @@
     X(30, COLUMN_GROUPS, 1)  /* subgroups that share a tile's rows */                              \
     X(31, SPREAD_FACTORS, 0) /* row factors go through a whole tile in shared memory */            \
     X(32, HOLD_QUERIES, 1)   /* Q stays in registers; 0 = in shared memory */                      \
-    X(33, PREFETCH, 1)       /* K and V wait in registers; 0 = registers are few */
+    X(33, PREFETCH, 1)       /* K and V wait in registers; 0 = registers are few */               \
+    X(34, GRID_WIDTH, 65535) /* workgroups of a row of attention's grid, where it has more than one */
 
 #define VKMQA_CONTIGUOUS 31
 #define VKMQA_UNBOUNDED 0xFFFFFFFFu

@@ -48,7 +48,8 @@ Tile find_tile() {
     uint splits = split_count();
     tile.kvHead = gl_WorkGroupID.z / splits;
     tile.split = gl_WorkGroupID.z % splits;
-    uint index = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
+    // Not gl_NumWorkGroups.x: a slice dispatches part of the grid.
+    uint index = gl_WorkGroupID.x + gl_WorkGroupID.y * GRID_WIDTH;
     uint low = 0u, high = pc.batch; // first_tile(low) <= index
     // A 1 that is no constant: Mesa would keep the constant in a register of the loop for all of
     // the shader, and lavapipe could no longer see that, say, lane == 1 is known.

@@ -4,6 +4,7 @@
 //   second    of the dispatches of a command buffer, every second one is dropped
 //   submit    nothing that is submitted is executed; fences are still signalled
 // Anything else: the layer passes everything on. One instance and device at a time.
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -67,11 +68,19 @@ static VKAPI_ATTR VkResult VKAPI_CALL beginCommandBuffer(VkCommandBuffer command
     return ((PFN_vkBeginCommandBuffer)next("vkBeginCommandBuffer"))(commandBuffer, info);
 }
 
+static bool loses(void) {
+    return fault == FAULT_DISPATCH || (fault == FAULT_SECOND && dispatches++ % 2 == 1);
+}
 static VKAPI_ATTR void VKAPI_CALL cmdDispatch(VkCommandBuffer commandBuffer, uint32_t x, uint32_t y,
                                               uint32_t z) {
-    if (fault == FAULT_DISPATCH || (fault == FAULT_SECOND && dispatches++ % 2 == 1))
-        return;
-    ((PFN_vkCmdDispatch)next("vkCmdDispatch"))(commandBuffer, x, y, z);
+    if (!loses())
+        ((PFN_vkCmdDispatch)next("vkCmdDispatch"))(commandBuffer, x, y, z);
+}
+static VKAPI_ATTR void VKAPI_CALL cmdDispatchBase(VkCommandBuffer commandBuffer, uint32_t baseX,
+                                                  uint32_t baseY, uint32_t baseZ, uint32_t x,
+                                                  uint32_t y, uint32_t z) {
+    if (!loses())
+        ((PFN_vkCmdDispatchBase)next("vkCmdDispatchBase"))(commandBuffer, baseX, baseY, baseZ, x, y, z);
 }
 
 static VKAPI_ATTR VkResult VKAPI_CALL queueSubmit(VkQueue queue, uint32_t count,
@@ -95,6 +104,7 @@ static PFN_vkVoidFunction intercepted(const char* name) {
     } table[] = {
         {"vkBeginCommandBuffer", (PFN_vkVoidFunction)beginCommandBuffer},
         {"vkCmdDispatch", (PFN_vkVoidFunction)cmdDispatch},
+        {"vkCmdDispatchBase", (PFN_vkVoidFunction)cmdDispatchBase},
         {"vkQueueSubmit", (PFN_vkVoidFunction)queueSubmit},
         {"vkQueueSubmit2", (PFN_vkVoidFunction)queueSubmit2},
     };

@@ -232,8 +232,35 @@ static void limits_have_defaults_and_bounds(void** state) {
     }
 }
 
+// Boxes cover a range of workgroups, each one once, in order.
+static void boxes_cover_a_range(void** state) {
+    (void)state;
+    const uint32_t grids[][3] = {{1, 1, 1}, {7, 1, 5}, {5, 4, 3}, {1, 6, 2}, {65535, 3, 65535}};
+    for (size_t g = 0; g < sizeof grids / sizeof grids[0]; ++g) {
+        uint64_t row = grids[g][0], plane = row * grids[g][1], all = plane * grids[g][2];
+        for (uint32_t seed = 0; seed < 500; ++seed) {
+            uint64_t first = seed * 7919ull * seed % all, end = first + 1 + (all - first - 1) * (seed % 13) / 12;
+            unsigned boxes = 0;
+            for (uint64_t at = first; at < end; ++boxes) {
+                struct VkmqaBox box = vkmqa_cut_box(grids[g], at, end);
+                for (int k = 0; k < 3; ++k)
+                    assert_true(box.size[k] >= 1 && box.base[k] + box.size[k] <= grids[g][k]);
+                assert_int_equal(box.base[2] * plane + box.base[1] * row + box.base[0], at);
+                // What comes between its first and its last is in it.
+                assert_true(box.size[2] == 1 || (box.size[1] == grids[g][1] && box.size[0] == grids[g][0]));
+                assert_true(box.size[1] == 1 || box.size[0] == grids[g][0]);
+                assert_int_equal((uint64_t)box.size[0] * box.size[1] * box.size[2], box.groups);
+                at += box.groups;
+                assert_true(at <= end);
+            }
+            assert_true(boxes <= 5);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(boxes_cover_a_range),
         cmocka_unit_test(every_row_has_a_tile),
         cmocka_unit_test(few_rows_take_the_small_kernel),
         cmocka_unit_test(splits_cover_the_range_and_fill_the_device),

@@ -158,6 +158,9 @@ typedef struct VkmqaContextCreateInfo {
     // on its threads; without it they are compiled on the calling thread, one after another.
     VkmqaRunJobs runJobs;
     void* runJobsUserData;
+    // vkmqaCmdAttention cuts what it estimates to take longer into several dispatches, since one alone cannot be
+    // interrupted on most GPUs; results are the same. Default 0.1, on CPU devices no limit; HUGE_VAL: never.
+    double maxDispatchSeconds;
 } VkmqaContextCreateInfo;
 
 // Errors: VK_ERROR_VALIDATION_FAILED_EXT, VK_ERROR_INCOMPATIBLE_DRIVER (Vulkan 1.0),
@@ -485,6 +488,54 @@ typedef struct VkmqaAttentionInfo {
 VKMQA_API VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                                      const VkmqaAttentionInfo* info);
 
+// ---- Slices: one call of attention over several submissions ----------------------------------
+//
+// A call's grid of workgroups may be recorded in pieces, into command buffers that are submitted frames apart, so
+// that none of them holds up rendering or meets a watchdog (2 s on Windows):
+//
+//     uint64_t done = 0;
+//     double correction = 1; // kept from call to call
+//     VkmqaSlices slices = {.structSize = sizeof slices};
+//     do { // once per frame
+//         vkmqaGetSliceCount(attention, &(VkmqaSliceInfo){.structSize = sizeof(VkmqaSliceInfo), .step = &step,
+//                                                         .seconds = 0.002, .correction = correction}, &slices);
+//         vkmqaCmdAttentionSlice(attention, commandBuffer, &info, done, slices.groupsPerSlice);
+//         ... submit, with a timestamp before and after; once they have come back:
+//         correction *= measuredSeconds / (groupsRecorded * slices.secondsPerGroup);
+//         done += slices.groupsPerSlice;
+//     } while (done < slices.groups);
+//
+// Lengths in the metadata may be shorter than the recorded maxima; then slices are shorter than estimated.
+typedef struct VkmqaSliceInfo {
+    uint32_t structSize;
+    const VkmqaStep* step;
+    double seconds; // that one slice may take; default 0.002
+    // Estimates assume a slow device of its kind. This factor makes them right: the seconds that slices of this
+    // object took, divided by what was estimated for them with correction 1; default 1.
+    double correction;
+} VkmqaSliceInfo;
+
+typedef struct VkmqaSlices {
+    uint32_t structSize;
+    uint64_t groups;         // workgroups of the whole call
+    uint64_t groupsPerSlice; // within the given seconds, as estimated; at least 1
+    uint64_t sliceCount;     // groups / groupsPerSlice, rounded up
+    double secondsPerGroup;  // as estimated and corrected
+} VkmqaSlices;
+
+// Pure arithmetic, no Vulkan call: may be asked before every slice.
+VKMQA_API VkResult vkmqaGetSliceCount(VkmqaAttention attention, const VkmqaSliceInfo* info,
+                                      VkmqaSlices* slices);
+
+// Records workgroups [firstGroup, firstGroup + groupCount) of vkmqaCmdAttention(info), cut off at its last; with the
+// last one comes the merge. Slices that cover every group once, in ascending order, write what the whole call
+// writes, bit by bit; out, lse and scratch are the call's until the last of them has run, and everything that it
+// reads stays as it is. Slices on one queue need no barrier between them; on several queues all must have finished,
+// by semaphore, before the last one. Each is a call for its VkmqaRecorder.
+VKMQA_API VkResult vkmqaCmdAttentionSlice(VkmqaAttention attention, VkCommandBuffer commandBuffer,
+                                          const VkmqaAttentionInfo* info, uint64_t firstGroup,
+                                          uint64_t groupCount);
+
 typedef struct VkmqaMergeInfo {
     uint32_t structSize;
     VkmqaRecorder recorder; // with descriptors, where none can be pushed
@@ -552,6 +603,7 @@ typedef struct VkmqaKernelInfo {
     VkDeviceSize cacheBytesRead; // at these limits, all tiles' reads counted
     const char* appendName;      // the kernel of vkmqaCmdAppendKv
     double flops;                // 2 * rows * tokens seen at most * (headDimQk + headDimV)
+    double estimatedSeconds;     // as a slow device of this kind takes, see VkmqaSliceInfo
 } VkmqaKernelInfo;
 
 // What vkmqaCmdAttention will dispatch within these limits, and a page table that holds them.
@@ -566,13 +618,18 @@ VKMQA_API const char* vkmqaGetKernelName(uint32_t kernel);
 VKMQA_API VkResult vkmqaGetVerifyRequirements(VkmqaAttention attention,
                                               VkmqaBufferRequirements* requirements);
 
+typedef void (*VkmqaQueueCallback)(void* userData, VkQueue queue);
+
 typedef struct VkmqaVerifyInfo {
     uint32_t structSize;
     uint32_t queueFamilyIndex; // with compute
-    VkQueue queue;             // used by this call alone while it runs
+    VkQueue queue; // used by this call alone while it runs, or with lockQueue
     VkmqaBuffer memory;
     void* mapped;       // host address of memory.offset
     uint64_t timeoutNs; // default 10 s
+    // Both or none: called around each submission, for a queue that other threads submit to as well.
+    VkmqaQueueCallback lockQueue, unlockQueue;
+    void* queueUserData;
 } VkmqaVerifyInfo;
 
 // Runs every append and attention pipeline of the object, with and without a merge, on small known inputs and

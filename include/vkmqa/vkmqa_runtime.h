@@ -65,13 +65,42 @@ typedef struct VkmqaDeviceOpenInfo {
     size_t pipelineCacheSize;
     VkmqaMessageCallback messageCallback;
     void* messageUserData;
+    // Rendering and other programs go first: the lowest queue priority, and the low global one
+    // (VK_EXT_global_priority) where the driver
+    // grants it.
+    VkBool32 lowPriority;
 } VkmqaDeviceOpenInfo;
 
 // Creates an instance, a device with what vkmqaGetDeviceRequirements asks for, a compute queue, a
 // transfer queue where there is one of its own, and a context.
 VKMQA_API VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device);
-// Waits for the device (60 s at most, 600 s on a CPU), destroys it and everything it owns. Null is
-// ignored. Attention objects must have been destroyed. While memories or commands made from it exist, it
+typedef struct VkmqaDeviceImportInfo {
+    uint32_t structSize;
+    // Everything vkmqaCreateContext asks for, and in its words; it holds for the whole device: its allocator for every
+    // object, its pipelineCache as it is. Without runJobs and without an
+    // allocator, pipelines are compiled on threads that live as long as the creation.
+    const VkmqaContextCreateInfo* context;
+    // The engine's own queue, or better an asynchronous one of a family without graphics.
+    VkQueue computeQueue;
+    uint32_t computeFamily;
+    uint32_t transferFamily;
+    VkQueue transferQueue; // for uploads, downloads and offload; default computeQueue
+    // Both or none: called around every use that the layer makes of a queue, for those that others use too.
+    VkmqaQueueCallback lockQueue, unlockQueue;
+    void* queueUserData;
+    VkBool32 skipVerification; // as in VkmqaDeviceOpenInfo
+    // VkDeviceGroupDeviceCreateInfo::physicalDeviceCount of the device. Groups of several are refused with
+    // VK_ERROR_FEATURE_NOT_PRESENT: import a device of one of them. Default 1.
+    uint32_t physicalDeviceCount;
+} VkmqaDeviceImportInfo;
+
+// This layer on a VkDevice of yours, which must outlive it. An engine that enables too little for the fast kernels
+// can have the same GPU as a device of the layer's own: vkmqaOpenDevice with the selector "uuid:HEX" of its
+// VkPhysicalDeviceIDProperties::deviceUUID; their memory is not shared.
+VKMQA_API VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* info, VkmqaDevice* device);
+
+// Waits for the device (60 s at most, 600 s on a CPU), destroys it and everything it owns, which an imported VkDevice
+// is not: of that it waits for the queues given. Null is ignored. Attention objects must have been destroyed. While memories or commands made from it exist, it
 // sends an error message and leaves the device open.
 VKMQA_API void vkmqaCloseDevice(VkmqaDevice device);
 
@@ -148,6 +177,13 @@ VKMQA_API VkResult vkmqaWaitCommands(VkmqaCommands commands, uint64_t timeoutNs)
 // Time between begin and end on the device, in seconds, of the last finished submission; 0 where the
 // queue has no timestamps.
 VKMQA_API double vkmqaGetCommandsTime(VkmqaCommands commands);
+
+// Computes vkmqaCmdAttention(info) in slices of about so many seconds (default 0.002), one submission after another,
+// each waited for; info->recorder is the commands' own. What else is recorded in the commands is dropped. *correction
+// is VkmqaSliceInfo's, 0 at first: timestamps improve it from slice to slice; keep it for the object's next call.
+// After a failure out holds anything.
+VKMQA_API VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention,
+                                     const VkmqaAttentionInfo* info, double seconds, double* correction);
 
 #ifdef __cplusplus
 }

@@ -68,15 +68,6 @@ static VkBufferUsageFlags storage_usage(VkmqaAttention attention) {
            (attention->choice.bind ? 0 : VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT);
 }
 
-// Bytes of K and V of one token over all KV heads.
-static uint64_t token_bytes(const struct VkmqaShape* shape) {
-    uint64_t k = vkmqa_row_bytes(shape->headDimQk, shape->kType) +
-                 vkmqa_scale_bytes(shape->headDimQk, shape->kType);
-    uint64_t v = vkmqa_row_bytes(shape->headDimV, shape->vType) +
-                 vkmqa_scale_bytes(shape->headDimV, shape->vType);
-    return (k + (shape->vPrefix ? 0 : v)) * shape->numHeadsKv;
-}
-
 VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t numPages,
                                 VkmqaKvRequirements* requirements) {
     if (!vkmqa_is_attention(attention))
@@ -106,7 +97,7 @@ VkResult vkmqaGetKvRequirements(VkmqaAttention attention, uint32_t numPages,
         requirements->scaleBytesV = vkmqa_scale_bytes(shape->headDimV, shape->vType);
         requirements->scalesOffsetV = requirements->scaleBytesV ? bytes.rowsV : 0;
     }
-    requirements->bytesPerToken = token_bytes(shape);
+    requirements->bytesPerToken = vkmqa_token_bytes(shape);
     requirements->k = (VkmqaBufferRequirements){k, 16, storage_usage(attention)};
     requirements->v = (VkmqaBufferRequirements){v, 16, storage_usage(attention)};
     return VK_SUCCESS;
@@ -215,13 +206,11 @@ VkResult vkmqaGetKernelInfo(VkmqaAttention attention, const VkmqaStepLimits* giv
     kernelInfo->rowsPerTile = candidate->rows;
     kernelInfo->subgroupSize = candidate->subgroupSize;
     kernelInfo->sharedMemory = candidate->sharedMemory;
-    uint64_t tilesPerSequence =
-        ((uint64_t)limits.maxSeqLenQ * shape->ratio + candidate->rows - 1) / candidate->rows;
-    uint64_t tiles = plan.tiles < tilesPerSequence * limits.batch ? plan.tiles
-                                                                  : tilesPerSequence * limits.batch;
     kernelInfo->appendName = vkmqaGetKernelName(attention->choice.appendKernel);
-    kernelInfo->cacheBytesRead = tiles * vkmqa_span_tokens(shape, &limits) * token_bytes(shape);
-    kernelInfo->flops = 2.0 * limits.totalQ * shape->numHeadsQ * vkmqa_row_tokens(shape, &limits) *
-                        ((double)shape->headDimQk + shape->headDimV);
+    struct VkmqaCost cost =
+        vkmqa_estimate(&attention->context->caps, shape, &attention->choice, &limits, &plan);
+    kernelInfo->cacheBytesRead = cost.cacheBytes;
+    kernelInfo->flops = cost.flops;
+    kernelInfo->estimatedSeconds = cost.seconds;
     return VK_SUCCESS;
 }

@@ -192,9 +192,8 @@ void vkmqa_take_sets(struct VkmqaCall* call, VkmqaRecorder recorder, uint32_t co
         call->result = vkmqa_make_sets(context, recorder, count, sets);
 }
 
-void vkmqa_dispatch(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
-                    VkDescriptorSet set, const void* push, uint32_t pushSize,
-                    const uint32_t groups[3]) {
+void vkmqa_bind(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
+                VkDescriptorSet set, const void* push, uint32_t pushSize) {
     const struct VkmqaContext_T* context = call->attention->context;
     bool bind = call->attention->choice.bind;
     order(context, commandBuffer);
@@ -211,5 +210,11 @@ void vkmqa_dispatch(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPip
     }
     context->vk.CmdPushConstants(commandBuffer, bind ? context->bindLayout : context->addressLayout,
                                  VK_SHADER_STAGE_COMPUTE_BIT, 0, pushSize, push);
-    context->vk.CmdDispatch(commandBuffer, groups[0], groups[1], groups[2]);
+}
+
+void vkmqa_dispatch(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
+                    VkDescriptorSet set, const void* push, uint32_t pushSize,
+                    const uint32_t groups[3]) {
+    vkmqa_bind(call, commandBuffer, pipeline, set, push, pushSize);
+    call->attention->context->vk.CmdDispatch(commandBuffer, groups[0], groups[1], groups[2]);
 }

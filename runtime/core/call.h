@@ -47,9 +47,25 @@ uint64_t vkmqa_use_parameters(struct VkmqaCall* call, const VkmqaBuffer* paramet
 // Descriptor sets for `count` dispatches, where the kernels use any.
 void vkmqa_take_sets(struct VkmqaCall* call, VkmqaRecorder recorder, uint32_t count,
                      VkDescriptorSet* sets);
-// Barrier, pipeline, buffers, constants, grid.
+// Barrier, pipeline, buffers, constants: all that a dispatch needs but its grid.
+void vkmqa_bind(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
+                VkDescriptorSet set, const void* push, uint32_t pushSize);
 void vkmqa_dispatch(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
                     VkDescriptorSet set, const void* push, uint32_t pushSize,
                     const uint32_t groups[3]);
+
+// The plan of a step, bounded by its page table.
+void vkmqa_read_plan(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* step, VkmqaStepLimits* limits,
+                     struct VkmqaPlan* plan);
+
+// What was read of a call of attention.
+struct VkmqaAttentionCall {
+    VkmqaAttentionInfo info;
+    VkmqaStep step;
+    VkmqaStepLimits limits;
+    struct VkmqaPlan plan;
+};
+VkResult vkmqa_read_attention(VkmqaAttention attention, VkCommandBuffer commandBuffer, const char* name,
+                              const VkmqaAttentionInfo* given, struct VkmqaAttentionCall* read);
 
 #endif

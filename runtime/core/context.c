@@ -1,7 +1,7 @@
 // The imported device. SPDX-License-Identifier: MIT
 #include "context.h"
 
-#include <stdlib.h>
+#include <math.h>
 #include <string.h>
 
 _Static_assert(VKMQA_BAD_PAGE == VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT &&
@@ -17,23 +17,6 @@ _Static_assert(VKMQA_BAD_PAGE == VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT &&
                "shaders/shared.h speaks the public header's numbers");
 
 uint32_t vkmqaGetVersion(void) { return VKMQA_VERSION; }
-
-void* vkmqa_allocate(const VkAllocationCallbacks* allocator, size_t size) {
-    if (!allocator)
-        return calloc(1, size);
-    void* memory = allocator->pfnAllocation(allocator->pUserData, size, sizeof(void*) * 2,
-                                            VK_SYSTEM_ALLOCATION_SCOPE_OBJECT);
-    if (memory)
-        memset(memory, 0, size);
-    return memory;
-}
-
-void vkmqa_free(const VkAllocationCallbacks* allocator, void* memory) {
-    if (!allocator)
-        free(memory);
-    else if (memory)
-        allocator->pfnFree(allocator->pUserData, memory);
-}
 
 bool vkmqa_read_struct(const void* given, void* known, uint32_t knownSize, uint32_t minSize,
                        const char* name, struct VkmqaProblem* problem) {
@@ -190,6 +173,7 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
     NEED(!info.allocator || (info.allocator->pfnAllocation && info.allocator->pfnReallocation &&
                              info.allocator->pfnFree),
          "info.allocator lacks a function; give all three of allocation, reallocation and free")
+    NEED(info.maxDispatchSeconds >= 0, "info.maxDispatchSeconds is negative or NaN; give seconds, or 0 for 0.1")
 #undef NEED
 
     struct VkmqaContext_T* context = vkmqa_allocate(info.allocator, sizeof *context);
@@ -241,6 +225,8 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
                                    "%d", context->caps.storageBuffersPerStage, VKMQA_BIND_COUNT);
             else
                 error = vkmqa_create_layouts(context);
+            context->maxDispatchSeconds = info.maxDispatchSeconds > 0 ? info.maxDispatchSeconds
+                                          : context->caps.type == VK_PHYSICAL_DEVICE_TYPE_CPU ? HUGE_VAL : 0.1;
         }
     }
     if (error != VK_SUCCESS) {

@@ -2,6 +2,7 @@
 #ifndef VKMQA_CONTEXT_H
 #define VKMQA_CONTEXT_H
 
+#include "../allocate.h"
 #include "../vk_table.h"
 #include "internal.h"
 
@@ -24,6 +25,7 @@ struct VkmqaContext_T {
     void* messageUserData;
     VkmqaRunJobs runJobs; // may be null
     void* runJobsUserData;
+    double maxDispatchSeconds;
     VkDescriptorSetLayout setLayout;     // VKMQA_BIND_COUNT storage buffers
     VkPipelineLayout bindLayout;         // set 0 and push constants
     VkPipelineLayout addressLayout;      // push constants alone
@@ -49,8 +51,6 @@ struct VkmqaRecorder_T {
 static inline const VkAllocationCallbacks* vkmqa_allocator(const struct VkmqaContext_T* context) {
     return context->hasAllocator ? &context->allocator : NULL;
 }
-void* vkmqa_allocate(const VkAllocationCallbacks* allocator, size_t size); // zeroed; null when out
-void vkmqa_free(const VkAllocationCallbacks* allocator, void* memory);
 
 void vkmqa_message(const struct VkmqaContext_T* context, VkmqaSeverity severity,
                    const char* format, ...)
@@ -102,7 +102,7 @@ void vkmqa_destroy_pipelines(struct VkmqaAttention_T* attention);
 VkResult vkmqa_create_pipeline(struct VkmqaAttention_T* attention, uint32_t shader,
                                uint32_t workgroupSize, VkPipeline* pipeline);
 
-// record_attention.c: vkmqaCmdAttention with a plan of the caller's making.
+// record_attention.c: the part of an attention call that the plan says.
 VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
                                 VkCommandBuffer commandBuffer, const VkmqaAttentionInfo* info,
                                 const VkmqaStep* step, const VkmqaStepLimits* limits, const struct VkmqaPlan* plan);

@@ -5,6 +5,7 @@
 //   tuned   a tuning profile's lines for the shape        (tuning.c: pure C)
 //   choice  kernels for caps and shape                    (select.c: pure C, one table of data)
 //   plan    grid and sizes of one call                    (plan.c: pure C)
+//   cost    what it takes                                 (estimate.c: pure C)
 //   pipelines, record                                     (the only code that calls vkCmd*)
 #ifndef VKMQA_INTERNAL_H
 #define VKMQA_INTERNAL_H
@@ -116,6 +117,7 @@ bool vkmqa_multiply(uint64_t a, uint64_t b, uint64_t* result);
 struct VkmqaCacheBytes {
     uint64_t rowsK, allK, rowsV, allV;
 };
+uint64_t vkmqa_token_bytes(const struct VkmqaShape* shape); // K and V of one token over all KV heads
 bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, struct VkmqaCacheBytes* bytes,
                        struct VkmqaProblem* problem);
 // parameters.c: of the parameters buffer; 0: the shape needs none.
@@ -192,7 +194,13 @@ struct VkmqaPlan {
     uint32_t mergeGroups[3];
     uint64_t statsOffset;  // in scratch, after the partial outputs
     uint64_t scratchBytes; // 0 when splits == 1
+    // What is recorded: workgroups [first, end), counted x fastest, at most perDispatch in one dispatch; with the
+    // last one comes the merge. All of them in one, until somebody cuts.
+    uint64_t first, end, perDispatch;
 };
+static inline uint64_t vkmqa_plan_groups(const struct VkmqaPlan* plan) {
+    return (uint64_t)plan->groups[0] * plan->groups[1] * plan->groups[2];
+}
 
 bool vkmqa_make_plan(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                      const struct VkmqaChoice* choice, const VkmqaStepLimits* limits,
@@ -201,7 +209,27 @@ bool vkmqa_make_plan(const struct VkmqaCaps* caps, const struct VkmqaShape* shap
 bool vkmqa_scratch_bound(const struct VkmqaShape* shape, const struct VkmqaChoice* choice,
                          const VkmqaStepLimits* limits, uint64_t* bytes,
                          struct VkmqaProblem* problem);
+// The next dispatch of the workgroups [first, end): a box of the grid that begins at first.
+struct VkmqaBox {
+    uint32_t base[3], size[3];
+    uint64_t groups; // workgroups in it
+};
+struct VkmqaBox vkmqa_cut_box(const uint32_t grid[3], uint64_t first, uint64_t end);
 // x * y >= count with both within the device's limits.
 bool vkmqa_fold_grid(const struct VkmqaCaps* caps, uint64_t count, uint32_t groups[2]);
+
+// ---- estimate --------------------------------------------------------------------------------
+
+// What a whole call costs at the recorded maxima; seconds as a slow device of its kind takes them.
+struct VkmqaCost {
+    uint64_t cacheBytes; // read, all tiles' reads counted
+    double flops;
+    double seconds;
+};
+struct VkmqaCost vkmqa_estimate(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
+                                const struct VkmqaChoice* choice, const VkmqaStepLimits* limits,
+                                const struct VkmqaPlan* plan);
+// Workgroups that take so many seconds: at least one, at most all.
+uint64_t vkmqa_groups_in(const struct VkmqaPlan* plan, double secondsPerGroup, double seconds);
 
 #endif

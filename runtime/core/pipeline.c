@@ -117,6 +117,7 @@ static struct SpecData make_spec(const struct VkmqaAttention_T* attention) {
         .MATRIX_K = 16,
         .COLUMN_GROUPS = 1,
         .HADAMARD = shape->hadamard,
+        .GRID_WIDTH = attention->context->caps.maxGroupCount[0],
     };
 }
 
@@ -135,8 +136,9 @@ struct Batch {
     VkResult results[MAX_PIPELINES];
 };
 
+// sliced: parts of its grid are dispatched.
 static VkResult add_pipeline(struct VkmqaAttention_T* attention, struct Batch* batch,
-                             uint32_t shader, uint32_t subgroupSize, struct SpecData spec) {
+                             uint32_t shader, uint32_t subgroupSize, struct SpecData spec, bool sliced) {
     struct VkmqaContext_T* context = attention->context;
     uint32_t i = batch->count;
     if (spirv[shader].count == 0)
@@ -167,6 +169,7 @@ static VkResult add_pipeline(struct VkmqaAttention_T* attention, struct Batch* b
                  subgroupSize <= context->caps.maxSubgroupSize;
     batch->infos[i] = (VkComputePipelineCreateInfo){
         .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
+        .flags = sliced ? VK_PIPELINE_CREATE_DISPATCH_BASE_BIT : 0,
         .stage = {
             .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
             .pNext = sized ? &batch->sizes[i] : NULL,
@@ -221,7 +224,7 @@ VkResult vkmqa_create_pipeline(struct VkmqaAttention_T* attention, uint32_t shad
     struct Batch batch = {.context = attention->context};
     struct SpecData spec = make_spec(attention);
     spec.WG_SIZE = workgroupSize;
-    VkResult result = add_pipeline(attention, &batch, shader, 0, spec);
+    VkResult result = add_pipeline(attention, &batch, shader, 0, spec, false);
     result = compile(&batch, result);
     if (result == VK_SUCCESS)
         *pipeline = batch.pipelines[0];
@@ -250,7 +253,7 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
             spec.HOLD_QUERIES = candidate->holdQueries;
             spec.PREFETCH = candidate->prefetch;
         }
-        result = add_pipeline(attention, &batch, candidate->shader, candidate->subgroupSize, spec);
+        result = add_pipeline(attention, &batch, candidate->shader, candidate->subgroupSize, spec, true);
     }
     const struct {
         uint32_t shader, workgroupSize;
@@ -265,7 +268,7 @@ VkResult vkmqa_create_pipelines(struct VkmqaAttention_T* attention) {
     for (uint32_t i = 0; i < otherCount && result == VK_SUCCESS; ++i) {
         struct SpecData spec = make_spec(attention);
         spec.WG_SIZE = others[i].workgroupSize;
-        result = add_pipeline(attention, &batch, others[i].shader, 0, spec);
+        result = add_pipeline(attention, &batch, others[i].shader, 0, spec, false);
     }
     result = compile(&batch, result);
     if (result != VK_SUCCESS)

@@ -13,6 +13,26 @@ bool vkmqa_fold_grid(const struct VkmqaCaps* caps, uint64_t count, uint32_t grou
     return true;
 }
 
+struct VkmqaBox vkmqa_cut_box(const uint32_t grid[3], uint64_t first, uint64_t end) {
+    uint64_t row = grid[0], plane = row * grid[1], left = end - first;
+    struct VkmqaBox box = {
+        .base = {(uint32_t)(first % row), (uint32_t)(first % plane / row), (uint32_t)(first / plane)},
+        .size = {grid[0], grid[1], 1},
+    };
+    if (first % plane == 0 && left >= plane) { // whole planes
+        box.size[2] = (uint32_t)(left / plane);
+    } else if (first % row == 0 && left >= row) { // whole rows, to the end of the plane
+        uint64_t rows = left / row, room = grid[1] - box.base[1];
+        box.size[1] = (uint32_t)(rows < room ? rows : room);
+    } else { // to the end of the row
+        uint64_t room = row - box.base[0];
+        box.size[0] = (uint32_t)(left < room ? left : room);
+        box.size[1] = 1;
+    }
+    box.groups = (uint64_t)box.size[0] * box.size[1] * box.size[2];
+    return box;
+}
+
 static uint32_t choose_candidate(const struct VkmqaChoice* choice, uint64_t rowsPerSequence) {
     uint32_t i = 0;
     while (i + 1 < choice->count && choice->candidates[i].upTo < rowsPerSequence)
@@ -79,6 +99,7 @@ bool vkmqa_make_plan(const struct VkmqaCaps* caps, const struct VkmqaShape* shap
         return false;
     }
     plan->groups[2] = (uint32_t)depth;
+    plan->end = plan->perDispatch = vkmqa_plan_groups(plan);
     if (plan->splits == 1)
         return true;
     uint64_t rows = (uint64_t)limits->totalQ * shape->numHeadsQ;

@@ -22,6 +22,18 @@ static uint32_t pack_flags(const struct VkmqaShape* shape, const VkmqaAttentionI
            (shape->sinks && !info->omitSinks ? VKMQA_ADD_SINKS : 0);
 }
 
+static void dispatch_range(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer,
+                           const struct VkmqaPlan* plan) {
+    for (uint64_t at = plan->first; at < plan->end;) {
+        uint64_t left = plan->end - at;
+        struct VkmqaBox box =
+            vkmqa_cut_box(plan->groups, at, at + (left < plan->perDispatch ? left : plan->perDispatch));
+        context->vk.CmdDispatchBase(commandBuffer, box.base[0], box.base[1], box.base[2], box.size[0],
+                                    box.size[1], box.size[2]);
+        at += box.groups;
+    }
+}
+
 VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
                                 VkCommandBuffer commandBuffer, const VkmqaAttentionInfo* info,
                                 const VkmqaStep* step, const VkmqaStepLimits* limits,
@@ -119,39 +131,63 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
     push.out_ = split ? merge.parts : out;
     push.lse = split ? merge.stats : lse;
     VkDescriptorSet sets[2] = {VK_NULL_HANDLE, VK_NULL_HANDLE};
-    vkmqa_take_sets(&call, info->recorder, split ? 2 : 1, sets);
+    bool merges = split && plan->end == vkmqa_plan_groups(plan);
+    vkmqa_take_sets(&call, info->recorder, merges ? 2 : 1, sets);
     if (call.result != VK_SUCCESS)
         return call.result;
-    vkmqa_dispatch(&call, commandBuffer, attention->attention[plan->candidate], sets[0], &push,
-                   sizeof push, plan->groups);
-    if (split)
+    vkmqa_bind(&call, commandBuffer, attention->attention[plan->candidate], sets[0], &push, sizeof push);
+    dispatch_range(attention->context, commandBuffer, plan);
+    if (merges)
         vkmqa_dispatch(&second, commandBuffer, attention->merge, sets[1], &merge, sizeof merge,
                        plan->mergeGroups);
     return VK_SUCCESS;
 }
 
-VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuffer,
-                           const VkmqaAttentionInfo* given) {
+VkResult vkmqa_read_attention(VkmqaAttention attention, VkCommandBuffer commandBuffer, const char* name,
+                              const VkmqaAttentionInfo* given, struct VkmqaAttentionCall* read) {
     VkResult result = vkmqa_check_call(attention, commandBuffer);
     if (result != VK_SUCCESS)
         return result;
-    struct VkmqaCall call = {.attention = attention, .name = "vkmqaCmdAttention"};
+    struct VkmqaCall call = {.attention = attention, .name = name};
     struct VkmqaProblem problem;
-    VkmqaAttentionInfo info;
-    VkmqaStep step;
-    VkmqaStepLimits limits;
-    struct VkmqaPlan plan;
-    if (!vkmqa_read_struct(given, &info, sizeof info, sizeof info, "info", &problem))
+    if (!vkmqa_read_struct(given, &read->info, sizeof read->info, sizeof read->info, "info", &problem))
         vkmqa_reject(&call, "%s", problem.text);
-    if (call.result != VK_SUCCESS || !vkmqa_read_step(&call, info.step, &step, &limits))
-        return call.result;
-    vkmqa_bound_by_pages(&attention->shape, &step.layout, &limits);
-    if (!vkmqa_make_plan(&attention->context->caps, &attention->shape, &attention->choice, &limits,
-                         &plan, &problem)) {
-        vkmqa_reject(&call, "%s", problem.text);
-        return call.result;
+    if (call.result == VK_SUCCESS)
+        vkmqa_read_plan(&call, read->info.step, &read->step, &read->limits, &read->plan);
+    return call.result;
+}
+
+void vkmqa_read_plan(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* step, VkmqaStepLimits* limits,
+                     struct VkmqaPlan* plan) {
+    const struct VkmqaAttention_T* attention = call->attention;
+    const struct VkmqaContext_T* context = attention->context;
+    struct VkmqaProblem problem;
+    if (!vkmqa_read_step(call, given, step, limits))
+        return;
+    vkmqa_bound_by_pages(&attention->shape, &step->layout, limits);
+    if (!vkmqa_make_plan(&context->caps, &attention->shape, &attention->choice, limits, plan, &problem)) {
+        vkmqa_reject(call, "%s", problem.text);
+        return;
     }
-    return vkmqa_record_attention(attention, commandBuffer, &info, &step, &limits, &plan);
+    double seconds = vkmqa_estimate(&context->caps, &attention->shape, &attention->choice, limits, plan).seconds;
+    plan->perDispatch =
+        vkmqa_groups_in(plan, seconds / (double)vkmqa_plan_groups(plan), context->maxDispatchSeconds);
+}
+
+VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuffer,
+                           const VkmqaAttentionInfo* given) {
+    struct VkmqaAttentionCall call;
+    VkResult result = vkmqa_read_attention(attention, commandBuffer, "vkmqaCmdAttention", given, &call);
+    if (result == VK_SUCCESS)
+        result = vkmqa_record_attention(attention, commandBuffer, &call.info, &call.step, &call.limits, &call.plan);
+    uint64_t groups = result == VK_SUCCESS ? vkmqa_plan_groups(&call.plan) : 0;
+    if (groups > call.plan.perDispatch)
+        vkmqa_message(attention->context, VKMQA_SEVERITY_INFO,
+                      "vkmqaCmdAttention: recorded as %llu dispatches of at most %g s each as estimated; "
+                      "vkmqaCmdAttentionSlice spreads them over submissions, where a watchdog or a frame asks for it",
+                      (unsigned long long)((groups + call.plan.perDispatch - 1) / call.plan.perDispatch),
+                      attention->context->maxDispatchSeconds);
+    return result;
 }
 
 VkResult vkmqaCmdMergeStates(VkmqaAttention attention, VkCommandBuffer commandBuffer,

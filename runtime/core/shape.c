@@ -305,6 +305,14 @@ static bool plane_bytes(uint64_t rows, uint32_t dim, VkmqaType type, uint64_t* r
     return true;
 }
 
+uint64_t vkmqa_token_bytes(const struct VkmqaShape* shape) {
+    uint64_t k = vkmqa_row_bytes(shape->headDimQk, shape->kType) +
+                 vkmqa_scale_bytes(shape->headDimQk, shape->kType);
+    uint64_t v = vkmqa_row_bytes(shape->headDimV, shape->vType) +
+                 vkmqa_scale_bytes(shape->headDimV, shape->vType);
+    return (k + (shape->vPrefix ? 0 : v)) * shape->numHeadsKv;
+}
+
 bool vkmqa_cache_bytes(const struct VkmqaShape* shape, uint32_t numPages, struct VkmqaCacheBytes* bytes,
                        struct VkmqaProblem* problem) {
     *bytes = (struct VkmqaCacheBytes){0};

@@ -170,8 +170,13 @@ static VkResult run(struct Runner* runner, uint32_t candidate, uint32_t splits) 
         .commandBufferCount = 1,
         .pCommandBuffers = &runner->commands,
     };
-    if (result == VK_SUCCESS)
+    if (result == VK_SUCCESS) {
+        if (runner->info->lockQueue)
+            runner->info->lockQueue(runner->info->queueUserData, runner->info->queue);
         result = context->vk.QueueSubmit(runner->info->queue, 1, &submit, runner->fence);
+        if (runner->info->unlockQueue)
+            runner->info->unlockQueue(runner->info->queueUserData, runner->info->queue);
+    }
     if (result != VK_SUCCESS)
         return result;
     uint64_t timeout = runner->info->timeoutNs ? runner->info->timeoutNs : 10000000000ull;
@@ -228,6 +233,9 @@ VkResult vkmqaVerifyAttention(VkmqaAttention attention, const VkmqaVerifyInfo* g
         vkmqa_problem(&problem, "failedKernels is null; give a place for the result");
     } else if (!info.queue) {
         vkmqa_problem(&problem, "info.queue is null; give a queue with compute");
+    } else if (!info.lockQueue != !info.unlockQueue) {
+        vkmqa_problem(&problem, "info.%s is null; give both lockQueue and unlockQueue, or none",
+                      info.lockQueue ? "unlockQueue" : "lockQueue");
     } else if (!info.mapped) {
         vkmqa_problem(&problem, "info.mapped is null; give the host address of info.memory");
     } else {

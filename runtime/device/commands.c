@@ -31,6 +31,8 @@ static bool is_commands(VkmqaCommands commands) {
     return commands && commands->magic == VKMQA_MAGIC_COMMANDS;
 }
 
+VkmqaDevice vkmqa_commands_device(VkmqaCommands commands) { return commands->device; }
+
 static VkResult check(VkmqaCommands commands, const char* call) {
     if (!is_commands(commands))
         return VK_ERROR_VALIDATION_FAILED_EXT;
@@ -44,7 +46,7 @@ static VkResult make(VkmqaCommands commands, const char* call) {
         .sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
         .queueFamilyIndex = device->physical.computeFamily,
     };
-    VkResult result = vk->CreateCommandPool(device->handle, &pool, NULL, &commands->pool);
+    VkResult result = vk->CreateCommandPool(device->handle, &pool, vkmqa_device_allocator(device), &commands->pool);
     if (result) {
         commands->pool = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateCommandPool");
@@ -61,7 +63,7 @@ static VkResult make(VkmqaCommands commands, const char* call) {
         return vkmqa_device_result(device, result, call, "vkAllocateCommandBuffers");
     }
     VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-    result = vk->CreateFence(device->handle, &fence, NULL, &commands->fence);
+    result = vk->CreateFence(device->handle, &fence, vkmqa_device_allocator(device), &commands->fence);
     if (result) {
         commands->fence = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateFence");
@@ -72,7 +74,7 @@ static VkResult make(VkmqaCommands commands, const char* call) {
             .queryType = VK_QUERY_TYPE_TIMESTAMP,
             .queryCount = 2,
         };
-        result = vk->CreateQueryPool(device->handle, &queries, NULL, &commands->queries);
+        result = vk->CreateQueryPool(device->handle, &queries, vkmqa_device_allocator(device), &commands->queries);
         if (result) {
             commands->queries = VK_NULL_HANDLE;
             return vkmqa_device_result(device, result, call, "vkCreateQueryPool");
@@ -86,17 +88,18 @@ static VkResult make(VkmqaCommands commands, const char* call) {
 }
 
 static void destroy(VkmqaCommands commands) {
-    const struct VkmqaVk* vk = &commands->device->loader.vk;
-    VkDevice handle = commands->device->handle;
+    VkmqaDevice device = commands->device;
+    const struct VkmqaVk* vk = &device->loader.vk;
+    VkDevice handle = device->handle;
     vkmqaDestroyRecorder(commands->recorder);
     if (commands->queries)
-        vk->DestroyQueryPool(handle, commands->queries, NULL);
+        vk->DestroyQueryPool(handle, commands->queries, vkmqa_device_allocator(device));
     if (commands->fence)
-        vk->DestroyFence(handle, commands->fence, NULL);
+        vk->DestroyFence(handle, commands->fence, vkmqa_device_allocator(device));
     if (commands->pool)
-        vk->DestroyCommandPool(handle, commands->pool, NULL);
+        vk->DestroyCommandPool(handle, commands->pool, vkmqa_device_allocator(device));
     commands->magic = 0;
-    free(commands);
+    vkmqa_free(vkmqa_device_allocator(device), commands);
 }
 
 VkResult vkmqaCreateCommands(VkmqaDevice device, VkmqaCommands* commands) {
@@ -107,9 +110,9 @@ VkResult vkmqaCreateCommands(VkmqaDevice device, VkmqaCommands* commands) {
     if (!commands)
         return vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
                                  "%s: commands is null; pass a VkmqaCommands to fill", call);
-    VkmqaCommands made = calloc(1, sizeof(*made));
+    VkmqaCommands made = vkmqa_allocate(vkmqa_device_allocator(device), sizeof(*made));
     if (!made)
-        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "calloc");
+        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "the host allocator");
     made->magic = VKMQA_MAGIC_COMMANDS;
     made->device = device;
     result = make(made, call);
@@ -159,7 +162,7 @@ void vkmqaDestroyCommands(VkmqaCommands commands) {
     device->commandsCount--;
     if (device->processId != vkmqa_process_id()) { // see vkmqaCloseDevice
         commands->magic = 0;
-        free(commands);
+        vkmqa_free(vkmqa_device_allocator(device), commands);
         return;
     }
     VkResult result = device->lost && commands->state == STATE_PENDING
@@ -257,7 +260,7 @@ VkResult vkmqaSubmitCommands(VkmqaCommands commands) {
         .commandBufferCount = 1,
         .pCommandBuffers = &commands->commandBuffer,
     };
-    result = vk->QueueSubmit(device->computeQueue, 1, &submit, commands->fence);
+    result = vkmqa_submit(device, device->computeQueue, 1, &submit, commands->fence);
     if (result)
         return vkmqa_device_result(device, result, call, "vkQueueSubmit");
     commands->state = STATE_PENDING;

@@ -25,7 +25,7 @@ static VkResult make_copies(VkmqaDevice device, const char* call, struct VkmqaCo
         .flags = VK_COMMAND_POOL_CREATE_TRANSIENT_BIT,
         .queueFamilyIndex = device->physical.transferFamily,
     };
-    VkResult result = vk->CreateCommandPool(device->handle, &pool, NULL, &made->pool);
+    VkResult result = vk->CreateCommandPool(device->handle, &pool, vkmqa_device_allocator(device), &made->pool);
     if (result)
         return vkmqa_device_result(device, result, call, "vkCreateCommandPool");
     VkCommandBufferAllocateInfo buffer = {
@@ -38,29 +38,29 @@ static VkResult make_copies(VkmqaDevice device, const char* call, struct VkmqaCo
     if (result)
         return vkmqa_device_result(device, result, call, "vkAllocateCommandBuffers");
     VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-    result = vk->CreateFence(device->handle, &fence, NULL, &made->fence);
+    result = vk->CreateFence(device->handle, &fence, vkmqa_device_allocator(device), &made->fence);
     if (result)
         return vkmqa_device_result(device, result, call, "vkCreateFence");
     VkSemaphoreCreateInfo semaphore = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO};
     if (device->transferQueue == device->computeQueue)
         return VK_SUCCESS;
-    result = vk->CreateSemaphore(device->handle, &semaphore, NULL, &made->before);
+    result = vk->CreateSemaphore(device->handle, &semaphore, vkmqa_device_allocator(device), &made->before);
     if (result == VK_SUCCESS)
-        result = vk->CreateSemaphore(device->handle, &semaphore, NULL, &made->after);
+        result = vk->CreateSemaphore(device->handle, &semaphore, vkmqa_device_allocator(device), &made->after);
     return vkmqa_device_result(device, result, call, "vkCreateSemaphore");
 }
 
 static void destroy_copies(VkmqaDevice device, struct VkmqaCopies* copies) {
     const struct VkmqaVk* vk = &device->loader.vk;
     if (copies->after)
-        vk->DestroySemaphore(device->handle, copies->after, NULL);
+        vk->DestroySemaphore(device->handle, copies->after, vkmqa_device_allocator(device));
     if (copies->before)
-        vk->DestroySemaphore(device->handle, copies->before, NULL);
+        vk->DestroySemaphore(device->handle, copies->before, vkmqa_device_allocator(device));
     if (copies->fence)
-        vk->DestroyFence(device->handle, copies->fence, NULL);
+        vk->DestroyFence(device->handle, copies->fence, vkmqa_device_allocator(device));
     if (copies->pool)
-        vk->DestroyCommandPool(device->handle, copies->pool, NULL);
-    free(copies);
+        vk->DestroyCommandPool(device->handle, copies->pool, vkmqa_device_allocator(device));
+    vkmqa_free(vkmqa_device_allocator(device), copies);
 }
 
 void vkmqa_destroy_copies(VkmqaDevice device) {
@@ -75,7 +75,7 @@ void vkmqa_forget_copies(VkmqaDevice device) {
     while (device->copies) {
         struct VkmqaCopies* copies = device->copies;
         device->copies = copies->next;
-        free(copies);
+        vkmqa_free(vkmqa_device_allocator(device), copies);
     }
 }
 
@@ -83,9 +83,9 @@ static VkResult find_idle(VkmqaDevice device, const char* call, struct VkmqaCopi
     for (*found = device->copies; *found; *found = (*found)->next)
         if ((*found)->state == IDLE)
             return VK_SUCCESS;
-    struct VkmqaCopies* made = calloc(1, sizeof *made);
+    struct VkmqaCopies* made = vkmqa_allocate(vkmqa_device_allocator(device), sizeof *made);
     if (!made)
-        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "calloc");
+        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "the host allocator");
     VkResult result = make_copies(device, call, made);
     if (result) {
         destroy_copies(device, made);
@@ -136,7 +136,7 @@ static VkResult submit_copies(VkmqaDevice device, struct VkmqaCopies* copies, bo
         .pSignalSemaphores = &copies->before,
     };
     if (queues)
-        result = vk->QueueSubmit(device->computeQueue, 1, &before, VK_NULL_HANDLE);
+        result = vkmqa_submit(device, device->computeQueue, 1, &before, VK_NULL_HANDLE);
     if (result)
         return result;
     copies->state = BROKEN; // from here on until all is submitted
@@ -150,7 +150,7 @@ static VkResult submit_copies(VkmqaDevice device, struct VkmqaCopies* copies, bo
         .signalSemaphoreCount = queues && computeWaits,
         .pSignalSemaphores = &copies->after,
     };
-    result = vk->QueueSubmit(device->transferQueue, 1, &submit, copies->fence);
+    result = vkmqa_submit(device, device->transferQueue, 1, &submit, copies->fence);
     VkSubmitInfo after = {
         .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
         .waitSemaphoreCount = 1,
@@ -160,7 +160,7 @@ static VkResult submit_copies(VkmqaDevice device, struct VkmqaCopies* copies, bo
     if (result)
         return result;
     if (queues && computeWaits) {
-        result = vk->QueueSubmit(device->computeQueue, 1, &after, VK_NULL_HANDLE);
+        result = vkmqa_submit(device, device->computeQueue, 1, &after, VK_NULL_HANDLE);
         if (result) { // the caller reuses what the copies write to
             vk->WaitForFences(device->handle, 1, &copies->fence, VK_TRUE, device->waitLimitNs);
             return result;

@@ -5,6 +5,7 @@
 
 #include <vkmqa/vkmqa_runtime.h>
 
+#include "allocate.h"
 #include "vk_table.h"
 
 #include <stdbool.h>
@@ -79,10 +80,14 @@ struct VkmqaPhysical {
     VkmqaDeviceProperties properties;
     bool usable; // Vulkan 1.1 and a compute queue
     bool portabilitySubset, memoryBudget; // extensions
+    const char* globalPriority;           // name of the extension, null without it
     uint32_t computeFamily, transferFamily; // equal where there is no transfer queue of its own
     uint32_t timestampBits;                 // valid bits on the compute family
 };
 
+// Fills *physical for its handle, which is number `index` of the loader's.
+VkResult vkmqa_describe_physical(const struct VkmqaLoader* loader, const VkAllocationCallbacks* allocator,
+                                 uint32_t index, struct VkmqaPhysical* physical);
 // All devices of the machine in the loader's order; *physicals is the caller's to free().
 VkResult vkmqa_list_physicals(const struct VkmqaMessenger* messenger, const char* call,
                               const struct VkmqaLoader* loader, struct VkmqaPhysical** physicals,
@@ -95,17 +100,22 @@ VkResult vkmqa_select_physical(const struct VkmqaMessenger* messenger, const cha
                                const char* selector, const struct VkmqaPhysical* physicals,
                                uint32_t count, const struct VkmqaPhysical** selected);
 
-// ---- open.c ----------------------------------------------------------------------------------
+// ---- device.c --------------------------------------------------------------------------------
 
 struct VkmqaTransfer;
 struct VkmqaCopies;
 
 struct VkmqaDevice_T {
     uint32_t magic;
+    bool imported;  // instance, VkDevice and queues belong to somebody else
     bool lost;      // sticky
     bool hung;      // lost because a queue never became idle: waiting would not end
     long processId; // of the process that opened it
     struct VkmqaMessenger messenger;
+    bool hasAllocator;
+    VkAllocationCallbacks allocator;
+    VkmqaQueueCallback lockQueue, unlockQueue; // may be null
+    void* queueUserData;
     struct VkmqaLoader loader; // with the device functions in loader.vk
     struct VkmqaPhysical physical;
     VkPhysicalDeviceMemoryProperties memoryProperties;
@@ -122,12 +132,26 @@ struct VkmqaDevice_T {
     struct VkmqaCopies* copies;     // all that were ever made
 };
 
+static inline const VkAllocationCallbacks* vkmqa_device_allocator(VkmqaDevice device) {
+    return device->hasAllocator ? &device->allocator : NULL;
+}
+// A handle with what both ways of making a device begin with, or null.
+VkmqaDevice vkmqa_new_device(const struct VkmqaMessenger* messenger, const char* call,
+                             const VkAllocationCallbacks* allocator);
+// The device functions, and what the layer itself needs of the VkDevice in device->handle.
+VkResult vkmqa_start_device(VkmqaDevice device, const char* call, bool deviceAddresses);
+void vkmqa_destroy_device(VkmqaDevice device);
+
+bool vkmqa_enables_addresses(const VkPhysicalDeviceFeatures2* features);
 bool vkmqa_is_device(VkmqaDevice device);
 // Whether call may use the device: not null, not of the parent process, not lost.
 VkResult vkmqa_check_device(VkmqaDevice device, const char* call);
 // Passes on what the Vulkan function `what` returned; explains errors and remembers a lost device.
 VkResult vkmqa_device_result(VkmqaDevice device, VkResult result, const char* call,
                              const char* what);
+// vkQueueSubmit between the caller's lock and unlock.
+VkResult vkmqa_submit(VkmqaDevice device, VkQueue queue, uint32_t count, const VkSubmitInfo* submits,
+                      VkFence fence);
 // Waits until both queues are idle, up to the wait limit. Everything may be destroyed after
 // VK_SUCCESS, which a lost device gives too; after any other result nothing that was submitted may.
 VkResult vkmqa_drain_device(VkmqaDevice device, const char* call);
@@ -174,6 +198,10 @@ VkResult vkmqa_finish_copies(VkmqaDevice device, const char* call, uint64_t time
                              struct VkmqaCopies** pending);
 void vkmqa_destroy_copies(VkmqaDevice device); // nothing may be pending
 void vkmqa_forget_copies(VkmqaDevice device);  // as vkmqa_forget_memory
+
+// ---- commands.c ------------------------------------------------------------------------------
+
+VkmqaDevice vkmqa_commands_device(VkmqaCommands commands); // a valid handle
 
 // ---- transfer.c ------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static VkResult list_extensions(const struct VkmqaVk* vk, VkPhysicalDevice physical,
+static VkResult list_extensions(const struct VkmqaVk* vk, const VkAllocationCallbacks* allocator,
+                                VkPhysicalDevice physical,
                                 VkExtensionProperties** extensions, uint32_t* count) {
     for (;;) {
         *extensions = NULL;
@@ -13,13 +14,13 @@ static VkResult list_extensions(const struct VkmqaVk* vk, VkPhysicalDevice physi
         VkResult result = vk->EnumerateDeviceExtensionProperties(physical, NULL, count, NULL);
         if (result < 0 || *count == 0)
             return result < 0 ? result : VK_SUCCESS;
-        *extensions = calloc(*count, sizeof(**extensions));
+        *extensions = vkmqa_allocate(allocator, *count * sizeof(**extensions));
         if (!*extensions)
             return VK_ERROR_OUT_OF_HOST_MEMORY;
         result = vk->EnumerateDeviceExtensionProperties(physical, NULL, count, *extensions);
         if (result == VK_SUCCESS)
             return VK_SUCCESS;
-        free(*extensions);
+        vkmqa_free(allocator, *extensions);
         *extensions = NULL;
         if (result != VK_INCOMPLETE) // an extension appeared between the two calls
             return result;
@@ -36,12 +37,13 @@ static bool has_extension(const VkExtensionProperties* extensions, uint32_t coun
 
 // A compute family without graphics does not compete with the desktop; a transfer family with
 // nothing else drives the copy engines. Families with video bits are left alone.
-static VkResult choose_families(const struct VkmqaVk* vk, struct VkmqaPhysical* physical) {
+static VkResult choose_families(const struct VkmqaVk* vk, const VkAllocationCallbacks* allocator,
+                                struct VkmqaPhysical* physical) {
     uint32_t count = 0;
     vk->GetPhysicalDeviceQueueFamilyProperties(physical->handle, &count, NULL);
     if (count == 0)
         return VK_SUCCESS;
-    VkQueueFamilyProperties* families = calloc(count, sizeof(*families));
+    VkQueueFamilyProperties* families = vkmqa_allocate(allocator, count * sizeof(*families));
     if (!families)
         return VK_ERROR_OUT_OF_HOST_MEMORY;
     vk->GetPhysicalDeviceQueueFamilyProperties(physical->handle, &count, families);
@@ -70,7 +72,7 @@ static VkResult choose_families(const struct VkmqaVk* vk, struct VkmqaPhysical* 
         physical->transferFamily = transfer < count ? transfer : compute;
         physical->timestampBits = families[compute].timestampValidBits;
     }
-    free(families);
+    vkmqa_free(allocator, families);
     return VK_SUCCESS;
 }
 
@@ -115,11 +117,15 @@ static void describe_vulkan_1_1(const struct VkmqaLoader* loader, struct VkmqaPh
     }
     // The macro stands in vulkan_beta.h.
     physical->portabilitySubset = has_extension(extensions, count, "VK_KHR_portability_subset");
+    static const char* const priorities[] = {"VK_KHR_global_priority", "VK_EXT_global_priority"};
+    for (int i = 0; i < 2 && !physical->globalPriority; i++)
+        if (has_extension(extensions, count, priorities[i]))
+            physical->globalPriority = priorities[i];
     physical->memoryBudget = has_extension(extensions, count, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
 }
 
-static VkResult describe(const struct VkmqaLoader* loader, uint32_t index,
-                         struct VkmqaPhysical* physical) {
+VkResult vkmqa_describe_physical(const struct VkmqaLoader* loader, const VkAllocationCallbacks* allocator,
+                                 uint32_t index, struct VkmqaPhysical* physical) {
     const struct VkmqaVk* vk = &loader->vk;
     VkmqaDeviceProperties* properties = &physical->properties;
     VkPhysicalDeviceProperties base;
@@ -142,7 +148,7 @@ static VkResult describe(const struct VkmqaLoader* loader, uint32_t index,
             memory.memoryHeaps[i].size > properties->deviceMemory)
             properties->deviceMemory = memory.memoryHeaps[i].size;
 
-    VkResult result = choose_families(vk, physical);
+    VkResult result = choose_families(vk, allocator, physical);
     if (result)
         return result;
     properties->timestampPeriod = physical->timestampBits ? base.limits.timestampPeriod : 0.0f;
@@ -152,11 +158,11 @@ static VkResult describe(const struct VkmqaLoader* loader, uint32_t index,
     }
     VkExtensionProperties* extensions;
     uint32_t count;
-    result = list_extensions(vk, physical->handle, &extensions, &count);
+    result = list_extensions(vk, allocator, physical->handle, &extensions, &count);
     if (result)
         return result;
     describe_vulkan_1_1(loader, physical, extensions, count);
-    free(extensions);
+    vkmqa_free(allocator, extensions);
     return VK_SUCCESS;
 }
 
@@ -183,7 +189,7 @@ VkResult vkmqa_list_physicals(const struct VkmqaMessenger* messenger, const char
         result = *physicals ? VK_SUCCESS : VK_ERROR_OUT_OF_HOST_MEMORY;
         for (uint32_t i = 0; i < *count && result == VK_SUCCESS; i++) {
             (*physicals)[i].handle = handles[i];
-            result = describe(loader, i, &(*physicals)[i]);
+            result = vkmqa_describe_physical(loader, NULL, i, &(*physicals)[i]);
         }
     }
     free(handles);

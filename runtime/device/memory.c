@@ -77,7 +77,7 @@ static VkResult allocate(VkmqaMemory memory, const char* call) {
             .allocationSize = requirements.size,
             .memoryTypeIndex = best,
         };
-        result = vk->AllocateMemory(device->handle, &info, NULL, &memory->memory);
+        result = vk->AllocateMemory(device->handle, &info, vkmqa_device_allocator(device), &memory->memory);
         if (result == VK_SUCCESS)
             return VK_SUCCESS;
         memory->memory = VK_NULL_HANDLE;
@@ -108,7 +108,7 @@ static VkResult create_buffer(VkmqaMemory memory, const char* call) {
         .queueFamilyIndexCount = shared ? 2 : 0,
         .pQueueFamilyIndices = shared ? families : NULL,
     };
-    VkResult result = vk->CreateBuffer(device->handle, &info, NULL, &memory->buffer);
+    VkResult result = vk->CreateBuffer(device->handle, &info, vkmqa_device_allocator(device), &memory->buffer);
     if (result)
         memory->buffer = VK_NULL_HANDLE;
     return vkmqa_device_result(device, result, call, "vkCreateBuffer");
@@ -147,9 +147,9 @@ VkResult vkmqa_make_memory(VkmqaDevice device, const char* call, VkmqaMemoryKind
                                  "%s: size %llu is more than the largest memory heap of the "
                                  "device, %llu bytes; use fewer pages",
                                  call, (unsigned long long)size, (unsigned long long)largest);
-    VkmqaMemory made = calloc(1, sizeof(*made));
+    VkmqaMemory made = vkmqa_allocate(vkmqa_device_allocator(device), sizeof(*made));
     if (!made)
-        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "calloc");
+        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "the host allocator");
     made->magic = VKMQA_MAGIC_MEMORY;
     made->kind = kind;
     made->device = device;
@@ -171,16 +171,17 @@ void vkmqa_free_memory(VkmqaMemory memory) {
     VkmqaDevice device = memory->device;
     const struct VkmqaVk* vk = &device->loader.vk;
     if (memory->buffer)
-        vk->DestroyBuffer(device->handle, memory->buffer, NULL);
+        vk->DestroyBuffer(device->handle, memory->buffer, vkmqa_device_allocator(device));
     if (memory->memory)
-        vk->FreeMemory(device->handle, memory->memory, NULL); // which unmaps it
+        vk->FreeMemory(device->handle, memory->memory, vkmqa_device_allocator(device)); // which unmaps it
     memory->magic = 0;
-    free(memory);
+    vkmqa_free(vkmqa_device_allocator(device), memory);
 }
 
 void vkmqa_forget_memory(VkmqaMemory memory) {
+    VkmqaDevice device = memory->device;
     memory->magic = 0;
-    free(memory);
+    vkmqa_free(vkmqa_device_allocator(device), memory);
 }
 
 VkDeviceSize vkmqa_device_budget(VkmqaDevice device) {

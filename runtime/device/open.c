@@ -1,100 +1,24 @@
-// Opening and closing a device, and what can be asked of it.
+// A VkDevice of the layer's own.
 // SPDX-License-Identifier: MIT
 #include "device.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-// Long enough for anything a GPU's watchdog lets run. Drivers on the CPU have no watchdog, and
-// minutes of honest work.
-#define WAIT_LIMIT_GPU_NS (60ull * 1000 * 1000 * 1000)
-#define WAIT_LIMIT_CPU_NS (600ull * 1000 * 1000 * 1000)
-
-bool vkmqa_is_device(VkmqaDevice device) { return device && device->magic == VKMQA_MAGIC_DEVICE; }
-
-VkResult vkmqa_check_device(VkmqaDevice device, const char* call) {
-    if (!vkmqa_is_device(device))
-        return VK_ERROR_VALIDATION_FAILED_EXT; // nobody to tell
-    if (device->processId != vkmqa_process_id())
-        return vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
-                                 "%s: the device belongs to the process that forked this one, and "
-                                 "its work would never finish here; open one after fork()",
-                                 call);
-    if (device->lost)
-        return vkmqa_device_fail(&device->messenger, VK_ERROR_DEVICE_LOST,
-                                 "%s: the device was lost earlier; destroy what was made from it, "
-                                 "close it and open it again",
-                                 call);
-    return VK_SUCCESS;
-}
-
-VkResult vkmqa_device_result(VkmqaDevice device, VkResult result, const char* call,
-                             const char* what) {
-    if (result >= 0)
-        return result;
-    if (result == VK_ERROR_DEVICE_LOST)
-        device->lost = true;
-    return vkmqa_device_fail(
-        &device->messenger, result, "%s: %s returned %s%s", call, what, vkmqa_result_name(result),
-        result == VK_ERROR_DEVICE_LOST ? "; close the device and open it again" : "");
-}
-
-static VkResult drain_queue(VkmqaDevice device, const char* call, VkQueue queue) {
-    const struct VkmqaVk* vk = &device->loader.vk;
-    VkResult result = vk->ResetFences(device->handle, 1, &device->idleFence);
-    if (result)
-        return vkmqa_device_result(device, result, call, "vkResetFences");
-    // Without batches the fence signals once all that was submitted earlier has finished.
-    result = vk->QueueSubmit(queue, 0, NULL, device->idleFence);
-    if (result)
-        return vkmqa_device_result(device, result, call, "vkQueueSubmit");
-    result = vk->WaitForFences(device->handle, 1, &device->idleFence, VK_TRUE, device->waitLimitNs);
-    if (result == VK_TIMEOUT)
-        return vkmqa_device_fail(&device->messenger, VK_TIMEOUT,
-                                 "%s: a queue was still busy after %llu s", call,
-                                 (unsigned long long)(device->waitLimitNs / 1000000000));
-    return vkmqa_device_result(device, result, call, "vkWaitForFences");
-}
-
-VkResult vkmqa_drain_device(VkmqaDevice device, const char* call) {
-    if (device->hung)
-        return VK_TIMEOUT;
-    VkResult result = device->lost ? VK_ERROR_DEVICE_LOST : VK_SUCCESS;
-    if (result == VK_SUCCESS)
-        result = drain_queue(device, call, device->computeQueue);
-    if (result == VK_SUCCESS && device->transferQueue != device->computeQueue)
-        result = drain_queue(device, call, device->transferQueue);
-    if (result == VK_SUCCESS || result == VK_TIMEOUT)
-        return result;
-    // A lost device returns from this in finite time, and one that had no memory for the fence is
-    // healthy otherwise.
-    result = device->loader.vk.DeviceWaitIdle(device->handle);
-    if (result == VK_ERROR_DEVICE_LOST)
-        device->lost = true;
-    return device->lost ? VK_SUCCESS
-                        : vkmqa_device_result(device, result, call, "vkDeviceWaitIdle");
-}
-
-// ---- Opening -----------------------------------------------------------------------------------
-
-static bool enables_addresses(const VkPhysicalDeviceFeatures2* features) {
-    for (const VkBaseInStructure* s = (const VkBaseInStructure*)features; s; s = s->pNext) {
-        if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_BUFFER_DEVICE_ADDRESS_FEATURES)
-            return ((const VkPhysicalDeviceBufferDeviceAddressFeatures*)s)->bufferDeviceAddress;
-        if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES)
-            return ((const VkPhysicalDeviceVulkan12Features*)s)->bufferDeviceAddress;
-    }
-    return false;
-}
-
 static VkResult create_device(VkmqaDevice device, const char* call,
                               const VkmqaDeviceRequirements* requirements,
-                              const char* const* extensions, uint32_t extensionCount) {
+                              const char* const* extensions, uint32_t extensionCount,
+                              bool lowPriority) {
     const struct VkmqaPhysical* physical = &device->physical;
     struct VkmqaVk* vk = &device->loader.vk;
-    const float priority = 1.0f;
+    const float priority = lowPriority ? 0.0f : 1.0f;
+    VkDeviceQueueGlobalPriorityCreateInfoEXT low = {
+        .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_GLOBAL_PRIORITY_CREATE_INFO_EXT,
+        .globalPriority = VK_QUEUE_GLOBAL_PRIORITY_LOW_EXT,
+    };
     VkDeviceQueueCreateInfo queues[2] = {{
         .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+        .pNext = lowPriority && physical->globalPriority ? &low : NULL,
         .queueFamilyIndex = physical->computeFamily,
         .queueCount = 1,
         .pQueuePriorities = &priority,
@@ -110,30 +34,20 @@ static VkResult create_device(VkmqaDevice device, const char* call,
         .ppEnabledExtensionNames = extensions,
     };
     VkResult result = vk->CreateDevice(physical->handle, &info, NULL, &device->handle);
+    if (result && queues[0].pNext) { // refused where it is not permitted, and by SwiftShader, which lists it
+        queues[0].pNext = queues[1].pNext = NULL;
+        result = vk->CreateDevice(physical->handle, &info, NULL, &device->handle);
+    }
     if (result) {
         device->handle = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateDevice");
     }
-    const char* missing = "";
-    result = vkmqa_load_device(vk, device->handle, &missing);
-    if (result) {
-        // The one function that destroying takes may be among those not reached.
-        vk->DestroyDevice =
-            (PFN_vkDestroyDevice)vk->GetDeviceProcAddr(device->handle, "vkDestroyDevice");
-        return vkmqa_device_fail(&device->messenger, result, "%s: the driver has no %s; update it",
-                                 call, missing);
-    }
-    device->deviceAddresses =
-        vk->GetBufferDeviceAddress && enables_addresses(requirements->features);
-    device->physical.properties.deviceAddresses = device->deviceAddresses;
+    result = vkmqa_start_device(device, call, vkmqa_enables_addresses(requirements->features));
+    if (result)
+        return result;
     vk->GetDeviceQueue(device->handle, physical->computeFamily, 0, &device->computeQueue);
     vk->GetDeviceQueue(device->handle, physical->transferFamily, 0, &device->transferQueue);
-
-    VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-    result = vk->CreateFence(device->handle, &fence, NULL, &device->idleFence);
-    if (result)
-        device->idleFence = VK_NULL_HANDLE;
-    return vkmqa_device_result(device, result, call, "vkCreateFence");
+    return VK_SUCCESS;
 }
 
 // Drivers are known to crash on the cache of another driver or version, so only data whose header
@@ -190,7 +104,7 @@ static VkResult open_physical(VkmqaDevice device, const char* call,
             return vkmqa_device_result(device, result, call, "vkmqaGetDeviceRequirements");
     }
     uint32_t count = requirements.extensionCount;
-    const char** extensions = calloc((size_t)count + 1, sizeof(*extensions));
+    const char** extensions = calloc((size_t)count + 2, sizeof(*extensions));
     if (!extensions)
         return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "calloc");
     // Vulkan demands that this one be enabled where it is listed.
@@ -203,7 +117,10 @@ static VkResult open_physical(VkmqaDevice device, const char* call,
     if (subset)
         extensions[count++] = "VK_KHR_portability_subset";
 
-    result = create_device(device, call, &requirements, extensions, count);
+    if (info->lowPriority && device->physical.globalPriority)
+        extensions[count++] = device->physical.globalPriority;
+
+    result = create_device(device, call, &requirements, extensions, count, info->lowPriority);
     if (!result)
         result = create_cache(device, call, info);
     if (!result) {
@@ -230,25 +147,6 @@ static VkResult open_physical(VkmqaDevice device, const char* call,
     return result;
 }
 
-static void destroy_device(VkmqaDevice device) {
-    const struct VkmqaVk* vk = &device->loader.vk;
-    vkmqaDestroyContext(device->context);
-    if (device->handle) {
-        if (device->transfer)
-            vkmqa_destroy_transfer(device);
-        vkmqa_destroy_copies(device);
-        if (device->pipelineCache)
-            vk->DestroyPipelineCache(device->handle, device->pipelineCache, NULL);
-        if (device->idleFence)
-            vk->DestroyFence(device->handle, device->idleFence, NULL);
-        if (vk->DestroyDevice)
-            vk->DestroyDevice(device->handle, NULL);
-    }
-    vkmqa_close_loader(&device->loader);
-    device->magic = 0;
-    free(device);
-}
-
 VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device) {
     static const char call[] = "vkmqaOpenDevice";
     struct VkmqaMessenger messenger = {NULL, NULL};
@@ -264,13 +162,9 @@ VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device) {
         vkmqa_read_info(&messenger, call, "VkmqaDeviceOpenInfo", info, &copy, sizeof(copy));
     if (result)
         return result;
-    VkmqaDevice opened = calloc(1, sizeof(*opened));
+    VkmqaDevice opened = vkmqa_new_device(&messenger, call, NULL);
     if (!opened)
-        return vkmqa_device_fail(&messenger, VK_ERROR_OUT_OF_HOST_MEMORY, "%s: out of host memory",
-                                 call);
-    opened->magic = VKMQA_MAGIC_DEVICE;
-    opened->processId = vkmqa_process_id();
-    opened->messenger = messenger;
+        return VK_ERROR_OUT_OF_HOST_MEMORY;
     opened->skipVerification = copy.skipVerification;
 
     struct VkmqaPhysical* physicals = NULL;
@@ -286,86 +180,14 @@ VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device) {
             vkmqa_select_physical(&messenger, call, copy.selector, physicals, count, &selected);
     if (!result) {
         opened->physical = *selected;
-        opened->waitLimitNs = selected->properties.type == VK_PHYSICAL_DEVICE_TYPE_CPU
-                                  ? WAIT_LIMIT_CPU_NS
-                                  : WAIT_LIMIT_GPU_NS;
-        opened->loader.vk.GetPhysicalDeviceMemoryProperties(selected->handle,
-                                                            &opened->memoryProperties);
         result = open_physical(opened, call, &copy);
     }
     free(physicals);
     if (result) {
-        destroy_device(opened);
+        vkmqa_destroy_device(opened);
         return result;
     }
     *device = opened;
     return VK_SUCCESS;
 }
 
-void vkmqaCloseDevice(VkmqaDevice device) {
-    static const char call[] = "vkmqaCloseDevice";
-    if (!vkmqa_is_device(device))
-        return;
-    if (device->memoryCount || device->commandsCount) {
-        vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "%s: %u memories and %u commands of the device still exist; it stays "
-                          "open: destroy them, then close it",
-                          call, device->memoryCount, device->commandsCount);
-        return;
-    }
-    if (device->processId != vkmqa_process_id()) {
-        // The driver's threads stayed in the parent, and destroying its objects would wait for
-        // them. The context stays, since attention objects of the child may still speak of it.
-        vkmqa_forget_transfer(device);
-        vkmqa_forget_copies(device);
-        device->magic = 0;
-        free(device);
-        return;
-    }
-    if (vkmqa_drain_device(device, call) != VK_SUCCESS) {
-        vkmqa_device_fail(&device->messenger, VK_TIMEOUT,
-                          "%s: work is still pending, so its Vulkan objects are leaked rather than "
-                          "destroyed under it",
-                          call);
-        return;
-    }
-    destroy_device(device);
-}
-
-// ---- Asking ------------------------------------------------------------------------------------
-
-VkResult vkmqaGetDeviceProperties(VkmqaDevice device, VkmqaDeviceProperties* properties) {
-    if (!vkmqa_is_device(device))
-        return VK_ERROR_VALIDATION_FAILED_EXT;
-    VkResult result = vkmqa_check_output(&device->messenger, "vkmqaGetDeviceProperties",
-                                         "VkmqaDeviceProperties", properties, sizeof(*properties));
-    if (!result)
-        vkmqa_write_output(properties, &device->physical.properties, sizeof(*properties));
-    return result;
-}
-
-VkmqaContext vkmqaGetDeviceContext(VkmqaDevice device) {
-    return vkmqa_is_device(device) ? device->context : NULL;
-}
-
-VkResult vkmqaGetDeviceHandles(VkmqaDevice device, VkmqaDeviceHandles* handles) {
-    if (!vkmqa_is_device(device))
-        return VK_ERROR_VALIDATION_FAILED_EXT;
-    VkResult result = vkmqa_check_output(&device->messenger, "vkmqaGetDeviceHandles",
-                                         "VkmqaDeviceHandles", handles, sizeof(*handles));
-    if (result)
-        return result;
-    VkmqaDeviceHandles source = {
-        .instance = device->loader.instance,
-        .physicalDevice = device->physical.handle,
-        .device = device->handle,
-        .computeQueue = device->computeQueue,
-        .transferQueue = device->transferQueue,
-        .computeFamily = device->physical.computeFamily,
-        .transferFamily = device->physical.transferFamily,
-        .getInstanceProcAddr = device->loader.getInstanceProcAddr,
-        .pipelineCache = device->pipelineCache,
-    };
-    vkmqa_write_output(handles, &source, sizeof(source));
-    return VK_SUCCESS;
-}

@@ -45,7 +45,7 @@ static VkResult make_slots(VkmqaDevice device, const char* call) {
             VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT | VK_COMMAND_POOL_CREATE_TRANSIENT_BIT,
         .queueFamilyIndex = device->physical.transferFamily,
     };
-    VkResult result = vk->CreateCommandPool(device->handle, &pool, NULL, &transfer->pool);
+    VkResult result = vk->CreateCommandPool(device->handle, &pool, vkmqa_device_allocator(device), &transfer->pool);
     if (result) {
         transfer->pool = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateCommandPool");
@@ -64,7 +64,7 @@ static VkResult make_slots(VkmqaDevice device, const char* call) {
             return vkmqa_device_result(device, result, call, "vkAllocateCommandBuffers");
         }
         VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-        result = vk->CreateFence(device->handle, &fence, NULL, &slot->fence);
+        result = vk->CreateFence(device->handle, &fence, vkmqa_device_allocator(device), &slot->fence);
         if (result) {
             slot->fence = VK_NULL_HANDLE;
             return vkmqa_device_result(device, result, call, "vkCreateFence");
@@ -76,9 +76,9 @@ static VkResult make_slots(VkmqaDevice device, const char* call) {
 static VkResult make_transfer(VkmqaDevice device, const char* call) {
     if (device->transfer)
         return VK_SUCCESS;
-    device->transfer = calloc(1, sizeof(*device->transfer));
+    device->transfer = vkmqa_allocate(vkmqa_device_allocator(device), sizeof(*device->transfer));
     if (!device->transfer)
-        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "calloc");
+        return vkmqa_device_result(device, VK_ERROR_OUT_OF_HOST_MEMORY, call, "the host allocator");
     // Cached, because the host reads it when downloading; writing to it is as fast as to any.
     VkResult result = vkmqa_make_memory(device, call, VKMQA_MEMORY_DOWNLOAD, SLOT_COUNT * SLOT_SIZE,
                                         &device->transfer->staging);
@@ -94,12 +94,12 @@ void vkmqa_destroy_transfer(VkmqaDevice device) {
     struct VkmqaTransfer* transfer = device->transfer;
     for (uint32_t i = 0; i < SLOT_COUNT; i++)
         if (transfer->slots[i].fence)
-            vk->DestroyFence(device->handle, transfer->slots[i].fence, NULL);
+            vk->DestroyFence(device->handle, transfer->slots[i].fence, vkmqa_device_allocator(device));
     if (transfer->pool)
-        vk->DestroyCommandPool(device->handle, transfer->pool, NULL);
+        vk->DestroyCommandPool(device->handle, transfer->pool, vkmqa_device_allocator(device));
     if (transfer->staging)
         vkmqa_free_memory(transfer->staging);
-    free(transfer);
+    vkmqa_free(vkmqa_device_allocator(device), transfer);
     device->transfer = NULL;
 }
 
@@ -108,7 +108,7 @@ void vkmqa_forget_transfer(VkmqaDevice device) {
         return;
     if (device->transfer->staging)
         vkmqa_forget_memory(device->transfer->staging);
-    free(device->transfer);
+    vkmqa_free(vkmqa_device_allocator(device), device->transfer);
     device->transfer = NULL;
 }
 
@@ -158,7 +158,7 @@ static VkResult submit_slot(VkmqaDevice device, const char* call, uint32_t index
         .commandBufferCount = 1,
         .pCommandBuffers = &slot->commandBuffer,
     };
-    result = vk->QueueSubmit(device->transferQueue, 1, &submit, slot->fence);
+    result = vkmqa_submit(device, device->transferQueue, 1, &submit, slot->fence);
     if (result)
         return vkmqa_device_result(device, result, call, "vkQueueSubmit");
     slot->pending = true;

@@ -1,0 +1,162 @@
+// The library inside a program that owns its VkDevice: through an intercepted vkGetInstanceProcAddr, with its
+// allocator to the last object, under its queue lock, on what it has enabled; several devices at a time.
+#include "engine.h"
+#include "harness.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const VkResult INVALID = VK_ERROR_VALIDATION_FAILED_EXT;
+
+static const Model model = {.numHeadsQ = 8, .numHeadsKv = 2, .headDimQk = 32, .headDimV = 32, .pageSize = 16,
+                            .io = ORACLE_F32, .k = ORACLE_F16, .v = ORACLE_F16, .causal = true,
+                            .maxSeqLenKv = 512, .splitSize = 64, .source = ORACLE_F32};
+static const Batch batch = {.count = 2, .sequences = {{3, 150}, {1, 40}}, .append = true};
+
+// The harness works on whatever device stands in `harness`.
+typedef struct Swapped {
+    VkmqaDevice device;
+    VkmqaContext context;
+} Swapped;
+static Swapped useDevice(VkmqaDevice device) {
+    Swapped before = {harness.device, harness.context};
+    harness.device = device;
+    harness.context = vkmqaGetDeviceContext(device);
+    return before;
+}
+static void useAgain(Swapped before) {
+    harness.device = before.device;
+    harness.context = before.context;
+}
+
+static void computeOn(VkmqaDevice device, const char* label) {
+    VkmqaAttentionCreateInfo info = attentionInfo(&model, VKMQA_TIER_AUTO);
+    VkmqaAttention attention;
+    Swapped before = useDevice(device);
+    REQUIRE(vkmqaDeviceCreateAttention(device, &info, &attention)); // self-test included
+    Problem problem = problemCreate(&model, &batch, harness.seed, true);
+    runProblem(attention, &problem, label);
+    problemDestroy(&problem);
+    vkmqaDestroyAttention(attention);
+    useAgain(before);
+}
+
+static void anEngineKeepsItsAllocatorAndItsLock(void** state) {
+    (void)state;
+    for (int featureless = 0; featureless < 2; featureless++) {
+        Engine engine;
+        VkmqaContextCreateInfo context;
+        engineOpen(&engine, harness.properties.uuid, featureless);
+        VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
+        VkmqaDevice device;
+        REQUIRE(vkmqaImportDevice(&info, &device));
+        assert_true(engine.live > 0);
+        computeOn(device, featureless ? "imported without features" : "imported");
+        assert_true(engine.submits > 0);
+        if (engine.unallocated)
+            fail_msg("%u objects without the engine's allocator, the last by vk%s", engine.unallocated,
+                     engine.lastUnallocated);
+        if (engine.unlocked)
+            fail_msg("%u uses of the queue without its lock", engine.unlocked);
+        vkmqaCloseDevice(device);
+        assert_int_equal(engine.unallocated, 0);
+        assert_int_equal(engine.unlocked, 0);
+        assert_int_equal(engine.live, 0);
+        engineClose(&engine);
+    }
+}
+
+static void whatIsEnabledDecides(void** state) {
+    (void)state;
+    Engine engine;
+    VkmqaContextCreateInfo context;
+    engineOpen(&engine, harness.properties.uuid, true);
+    VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
+    VkmqaDevice device;
+    REQUIRE(vkmqaImportDevice(&info, &device));
+    VkmqaDeviceProperties properties = {.structSize = sizeof(properties)};
+    REQUIRE(vkmqaGetDeviceProperties(device, &properties));
+    assert_false(properties.deviceAddresses); // whatever the driver could
+    assert_memory_equal(properties.uuid, harness.properties.uuid, 16);
+    VkmqaAttentionCreateInfo attention = attentionInfo(&model, VKMQA_TIER_SUBGROUP);
+    VkmqaAttention made;
+    assert_int_equal(vkmqaCreateAttention(vkmqaGetDeviceContext(device), &attention, &made),
+                     VK_ERROR_FEATURE_NOT_PRESENT);
+    vkmqaCloseDevice(device);
+    engineClose(&engine);
+}
+
+static void severalDevicesAtATime(void** state) {
+    (void)state;
+    VkmqaDeviceProperties listed[8] = {{.structSize = sizeof(listed[0])}};
+    uint32_t count = COUNT(listed);
+    assert_true(vkmqaListDevices(&count, listed, NULL, NULL) >= 0);
+    VkmqaDevice devices[COUNT(listed) + 2] = {NULL};
+    uint32_t opened = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        char selector[40] = "uuid:";
+        for (int k = 0; k < 16; k++)
+            snprintf(selector + 5 + 2 * k, 3, "%02x", listed[i].uuid[k]);
+        const VkmqaDeviceOpenInfo info = {.structSize = sizeof(info), .selector = selector,
+                                          .lowPriority = true, .messageCallback = harnessMessage};
+        REQUIRE(vkmqaOpenDevice(&info, &devices[opened++])); // the engine's GPU as a device of our own
+    }
+    Engine engine;
+    VkmqaContextCreateInfo context;
+    engineOpen(&engine, harness.properties.uuid, false);
+    VkmqaDeviceImportInfo import = engineImportInfo(&engine, &context);
+    REQUIRE(vkmqaImportDevice(&import, &devices[opened++]));
+    for (uint32_t i = 0; i < opened; i++)
+        computeOn(devices[i], "one of several devices");
+    computeOn(harness.device, "the first device again");
+    for (uint32_t i = 0; i < opened; i++)
+        vkmqaCloseDevice(devices[i]);
+    engineClose(&engine);
+}
+
+static void importsRejectBadInput(void** state) {
+    (void)state;
+    Engine engine;
+    VkmqaContextCreateInfo context;
+    engineOpen(&engine, harness.properties.uuid, false);
+    const VkmqaDeviceImportInfo good = engineImportInfo(&engine, &context);
+    VkmqaDevice device;
+#define REJECTS(change, expected, word)                                                            \
+    do {                                                                                           \
+        VkmqaDeviceImportInfo info = good;                                                         \
+        VkmqaContextCreateInfo spoilt = context;                                                   \
+        info.context = &spoilt;                                                                    \
+        change;                                                                                    \
+        harness.message[0] = 0;                                                                    \
+        device = (VkmqaDevice)&info;                                                               \
+        VkResult got = vkmqaImportDevice(&info, &device);                                          \
+        if (got != (expected) || device || !strstr(harness.message, word))                         \
+            fail_msg("%s: VkResult %d, \"%s\"", #change, got, harness.message);                    \
+        assert_int_equal(engine.live, 0);                                                          \
+    } while (0)
+    REJECTS(info.computeQueue = NULL, INVALID, "computeQueue");
+    REJECTS(info.computeFamily = 77, INVALID, "computeFamily is 77");
+    REJECTS(info.transferQueue = engine.queue; info.transferFamily = 78, INVALID, "transferFamily is 78");
+    REJECTS(info.lockQueue = NULL, INVALID, "lockQueue");
+    REJECTS(info.unlockQueue = NULL, INVALID, "unlockQueue");
+    REJECTS(info.physicalDeviceCount = 2, VK_ERROR_FEATURE_NOT_PRESENT, "group");
+    REJECTS(spoilt.device = NULL, INVALID, "device");
+    REJECTS(spoilt.getInstanceProcAddr = NULL, INVALID, "getInstanceProcAddr");
+    REJECTS(spoilt.maxDispatchSeconds = -1, INVALID, "maxDispatchSeconds");
+    VkmqaDeviceImportInfo info = good;
+    info.context = NULL;
+    assert_int_equal(vkmqaImportDevice(&info, &device), INVALID);
+    assert_int_equal(vkmqaImportDevice(NULL, &device), INVALID);
+    assert_int_equal(vkmqaImportDevice(&good, NULL), INVALID);
+    engineClose(&engine);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(anEngineKeepsItsAllocatorAndItsLock),
+    cmocka_unit_test(whatIsEnabledDecides),
+    cmocka_unit_test(severalDevicesAtATime),
+    cmocka_unit_test(importsRejectBadInput),
+};
+
+HARNESS_MAIN(tests)
