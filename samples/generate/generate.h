@@ -21,7 +21,7 @@ typedef struct Error {
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-bool fail(Error* error, const char* format, ...); // returns false
+bool explain(Error* error, const char* format, ...); // returns false
 
 enum { VOCABULARY = 256 }; // a token is a byte
 
@@ -50,6 +50,8 @@ void weightsFree(Weights* weights);
 
 // ---- layers.c ----
 
+// Once, before the others: for matrices this small threads cost more than they gain, and the device may be the CPU.
+void useOneThread(void);
 // out[rows, n] = in[rows, k] matrix[n, k]^T, added to what is there if `add`.
 void multiply(uint32_t rows, uint32_t n, uint32_t k, const float* in, const float* matrix, bool add, float* out);
 // out = in / sqrt(mean(in^2) + eps) * weight, row by row.
@@ -89,7 +91,7 @@ typedef struct Model {
 // *model must be all zero, or closed. Closes what it has opened when it fails.
 bool modelOpen(Model* model, const Weights* weights, const ModelOptions* options, Error* error);
 void modelClose(Model* model);
-// Appends tokens to the sequence. logits: [logitRows, VOCABULARY] of the last logitRows tokens. At most MAX_STEP tokens.
+// Appends up to MAX_STEP tokens to the sequence. logits: [logitRows, VOCABULARY] of the last logitRows of them.
 bool modelForward(Model* model, const uint8_t* tokens, uint32_t count, uint32_t logitRows, float* logits, Error* error);
 // Forgets the tokens from `length` on.
 bool modelTruncate(Model* model, uint32_t length, Error* error);

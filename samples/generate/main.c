@@ -30,7 +30,7 @@ static bool findKvType(const char* name, VkmqaType* type, Error* error) {
             *type = kvTypes[i].type;
             return true;
         }
-    return fail(error, "--kv-type is '%s'; the types are f32, f16, bf16, fp8, q8_0 and q4_0", name);
+    return explain(error, "--kv-type is '%s'; the types are f32, f16, bf16, fp8, q8_0 and q4_0", name);
 }
 
 static bool parseOptions(int argc, const char** argv, Options* options, Error* error) {
@@ -56,16 +56,16 @@ static bool parseOptions(int argc, const char** argv, Options* options, Error* e
     const char* operand = poptPeekArg(context);
     bool good = true;
     if (code < -1)
-        good = fail(error, "%s: %s; --help lists the options", poptBadOption(context, POPT_BADOPTION_NOALIAS),
-                    poptStrerror(code));
+        good = explain(error, "%s: %s; --help lists the options", poptBadOption(context, POPT_BADOPTION_NOALIAS),
+                       poptStrerror(code));
     else if (operand)
-        good = fail(error, "'%s' is not an option; a prompt follows --prompt", operand);
+        good = explain(error, "'%s' is not an option; a prompt follows --prompt", operand);
     else if (options->tokens < 1 || options->tokens > 1 << 20)
-        good = fail(error, "--tokens is %d; give 1 to %d", options->tokens, 1 << 20);
+        good = explain(error, "--tokens is %d; give 1 to %d", options->tokens, 1 << 20);
     else if (options->window < -1 || options->window > 1 << 20)
-        good = fail(error, "--window is %d; give 0 to %d", options->window, 1 << 20);
+        good = explain(error, "--window is %d; give 0 to %d", options->window, 1 << 20);
     else if (!(options->temperature >= 0 && options->temperature <= 100))
-        good = fail(error, "--temperature is %g; give 0 to 100", options->temperature);
+        good = explain(error, "--temperature is %g; give 0 to 100", options->temperature);
     else if (options->help)
         poptPrintHelp(context, stdout, 0);
     poptFreeContext(context);
@@ -79,7 +79,7 @@ static bool readText(const char* path, uint8_t** text, size_t* size, Error* erro
     bool good = *text && fseek(stream, 0, SEEK_SET) == 0 && fread(*text, 1, (size_t)end, stream) == (size_t)end;
     *size = good ? (size_t)end : 0;
     if (!good)
-        fail(error, "--perplexity is '%s': %s", path, end == 0 ? "the file is empty" : strerror(errno));
+        explain(error, "--perplexity is '%s': %s", path, end == 0 ? "the file is empty" : strerror(errno));
     if (stream)
         fclose(stream);
     return good;
@@ -104,7 +104,7 @@ static bool runGenerate(Model* model, const Options* options, Error* error) {
     double prompted = secondsNow(), prompting = model->attentionSeconds;
     fputs(prompt, stdout);
     uint8_t* text = malloc(count);
-    bool good = text ? generate(model, &sampler, logits, count, text, emit, error) : fail(error, "no memory");
+    bool good = text ? generate(model, &sampler, logits, count, text, emit, error) : explain(error, "no memory");
     double seconds = secondsNow() - prompted;
     putchar('\n');
     fflush(stdout);

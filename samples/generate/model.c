@@ -13,7 +13,7 @@ enum { PAGE_TOKENS = 64 };
 static void say(VkmqaSeverity severity, const char* text, void* user) {
     Model* model = user;
     if (severity == VKMQA_SEVERITY_ERROR && model->error)
-        fail(model->error, "%s", text);
+        explain(model->error, "%s", text);
     else if (severity == VKMQA_SEVERITY_WARNING)
         fprintf(stderr, "vkmqa: %s\n", text);
 }
@@ -23,7 +23,7 @@ static bool check(Model* model, VkResult result, const char* call) {
         return true;
     if (model->error->text[0])
         return false;
-    return fail(model->error, "%s returned VkResult %d", call, result);
+    return explain(model->error, "%s returned VkResult %d", call, result);
 }
 #define CHECK(call) check(model, (call), #call)
 
@@ -88,14 +88,16 @@ static bool createActivations(Model* model) {
     model->normed = malloc(sizeof(float) * MAX_STEP * w->width);
     model->gate = malloc(sizeof(float) * MAX_STEP * w->mlpWidth);
     model->up = malloc(sizeof(float) * MAX_STEP * w->mlpWidth);
-    return (model->x && model->normed && model->gate && model->up) || fail(model->error, "no memory for activations");
+    return (model->x && model->normed && model->gate && model->up) ||
+           explain(model->error, "no memory for activations");
 }
 
 bool modelOpen(Model* model, const Weights* weights, const ModelOptions* options, Error* error) {
     *model = (Model){.weights = weights, .error = error};
     error->text[0] = 0;
     if (options->maxTokens == 0 || options->maxTokens > 1 << 24)
-        return fail(error, "maxTokens is %u; give 1 to %d", options->maxTokens, 1 << 24);
+        return explain(error, "maxTokens is %u; give 1 to %d", options->maxTokens, 1 << 24);
+    useOneThread();
     model->maxTokens = (options->maxTokens + PAGE_TOKENS - 1) / PAGE_TOKENS * PAGE_TOKENS;
     const VkmqaDeviceOpenInfo open = {.structSize = sizeof(open),
                                       .selector = options->device,
@@ -188,8 +190,8 @@ bool modelForward(Model* model, const uint8_t* tokens, uint32_t count, uint32_t 
     model->error = error;
     error->text[0] = 0;
     if (count == 0 || count > MAX_STEP || logitRows > count)
-        return fail(error, "a step of %u tokens and %u rows of logits; give 1 to %d tokens and no more rows", count,
-                    logitRows, MAX_STEP);
+        return explain(error, "a step of %u tokens and %u rows of logits; give 1 to %d tokens and no more rows",
+                       count, logitRows, MAX_STEP);
     const VkmqaSequenceTokens fresh = {.sequence = model->sequence, .newTokens = count};
     const VkmqaStepBuildInfo info = {.structSize = sizeof(info), .count = 1, .tokens = &fresh};
     VkmqaCacheStep step = {.structSize = sizeof(step)};

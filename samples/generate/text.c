@@ -36,7 +36,7 @@ uint8_t sampleByte(Sampler* sampler, const float logits[VOCABULARY]) {
 
 bool prefill(Model* model, const uint8_t* prompt, size_t count, float logits[VOCABULARY], Error* error) {
     if (count == 0)
-        return fail(error, "the prompt is empty; give at least one byte");
+        return explain(error, "the prompt is empty; give at least one byte");
     for (size_t done = 0, step; done < count; done += step) {
         step = count - done < MAX_STEP ? count - done : MAX_STEP;
         if (!modelForward(model, prompt + done, (uint32_t)step, done + step == count, logits, error))
@@ -67,12 +67,12 @@ static double lossOf(const float logits[VOCABULARY], uint8_t byte) {
 bool measureLoss(Model* model, const uint8_t* text, size_t count, uint32_t context, uint32_t perStep, double* loss,
                  size_t* scored, Error* error) {
     if (count <= context)
-        return fail(error, "the text has %zu bytes; give more than the model's context of %u", count, context);
+        return explain(error, "the text has %zu bytes; give more than the model's context of %u", count, context);
     if (perStep == 0 || perStep > MAX_STEP)
-        return fail(error, "perStep is %u; give 1 to %d", perStep, MAX_STEP);
+        return explain(error, "perStep is %u; give 1 to %d", perStep, MAX_STEP);
     float* logits = malloc(sizeof(float) * MAX_STEP * VOCABULARY);
     if (!logits)
-        return fail(error, "no memory for logits");
+        return explain(error, "no memory for logits");
     bool good = true;
     *loss = 0;
     *scored = 0;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool fail(Error* error, const char* format, ...) {
+bool explain(Error* error, const char* format, ...) {
     va_list list;
     va_start(list, format);
     vsnprintf(error->text, sizeof(error->text), format, list);
@@ -31,7 +31,7 @@ typedef struct File {
 static bool readBytes(File* file, Error* error) {
     FILE* stream = fopen(file->path, "rb");
     if (!stream)
-        return fail(error, "%s: cannot be opened: %s", file->path, strerror(errno));
+        return explain(error, "%s: cannot be opened: %s", file->path, strerror(errno));
     size_t capacity = 1 << 20;
     file->bytes = malloc(capacity);
     while (file->bytes) {
@@ -46,23 +46,23 @@ static bool readBytes(File* file, Error* error) {
     int readError = ferror(stream) ? errno : 0;
     fclose(stream);
     if (!file->bytes)
-        return fail(error, "%s: no memory for %zu bytes", file->path, capacity);
-    return !readError || fail(error, "%s: cannot be read: %s", file->path, strerror(readError));
+        return explain(error, "%s: no memory for %zu bytes", file->path, capacity);
+    return !readError || explain(error, "%s: cannot be read: %s", file->path, strerror(readError));
 }
 
 static bool readHeader(File* file, Error* error) {
     uint64_t length = 0;
     if (file->size < 8)
-        return fail(error, "%s: %zu bytes are no safetensors file: the first 8 are the header's length", file->path,
-                    file->size);
+        return explain(error, "%s: %zu bytes are no safetensors file: the first 8 are the header's length", file->path,
+                       file->size);
     for (int i = 7; i >= 0; i--)
         length = length << 8 | file->bytes[i];
     if (length > file->size - 8)
-        return fail(error, "%s: the header's length of %llu bytes is beyond the end of the file: truncated, or no "
-                    "safetensors file", file->path, (unsigned long long)length);
+        return explain(error, "%s: the header's length of %llu bytes is beyond the end of the file: truncated, or no "
+                       "safetensors file", file->path, (unsigned long long)length);
     file->header = cJSON_ParseWithLength((const char*)file->bytes + 8, length);
     if (!cJSON_IsObject(file->header))
-        return fail(error, "%s: the header is not a JSON object", file->path);
+        return explain(error, "%s: the header is not a JSON object", file->path);
     file->metadata = cJSON_GetObjectItemCaseSensitive(file->header, "__metadata__");
     file->data = file->bytes + 8 + length;
     file->dataSize = file->size - 8 - length;
@@ -78,11 +78,11 @@ static bool readNumber(const File* file, const char* key, double low, double hig
     if (!item && !isnan(fallback))
         return true;
     if (!cJSON_IsString(item))
-        return fail(error, "%s: __metadata__ has no text '%s'; write it with train.py", file->path, key);
+        return explain(error, "%s: __metadata__ has no text '%s'; write it with train.py", file->path, key);
     *value = strtod(item->valuestring, &end);
     if (end == item->valuestring || *end || !(*value >= low && *value <= high))
-        return fail(error, "%s: __metadata__ '%s' is '%s'; give a number from %g to %g", file->path, key,
-                    item->valuestring, low, high);
+        return explain(error, "%s: __metadata__ '%s' is '%s'; give a number from %g to %g", file->path, key,
+                       item->valuestring, low, high);
     return true;
 }
 
@@ -92,7 +92,7 @@ static bool readWhole(const File* file, const char* key, double high, double fal
         return false;
     *value = (uint32_t)number;
     return number == floor(number) ||
-           fail(error, "%s: __metadata__ '%s' is %g; give a whole number", file->path, key, number);
+           explain(error, "%s: __metadata__ '%s' is %g; give a whole number", file->path, key, number);
 }
 
 static float decodeHalf(uint16_t half) {
@@ -135,7 +135,7 @@ static bool findShape(const File* file, const char* name, uint32_t dims, uint32_
     const cJSON* array = cJSON_GetObjectItemCaseSensitive(item, "shape");
     char found[80];
     if (!item)
-        return fail(error, "%s: tensor '%s' is missing", file->path, name);
+        return explain(error, "%s: tensor '%s' is missing", file->path, name);
     shape[1] = 0;
     bool good = cJSON_IsArray(array) && cJSON_GetArraySize(array) == (int)dims;
     for (int i = 0; good && i < (int)dims; i++) {
@@ -144,8 +144,8 @@ static bool findShape(const File* file, const char* name, uint32_t dims, uint32_
         if (good)
             shape[i] = (uint32_t)extent;
     }
-    return good || fail(error, "%s: tensor '%s' has shape %s; wanted are %u dimensions of 1 to 65536", file->path, name,
-                        shapeText(array, found, sizeof(found)), dims);
+    return good || explain(error, "%s: tensor '%s' has shape %s; wanted are %u dimensions of 1 to 65536", file->path,
+                           name, shapeText(array, found, sizeof(found)), dims);
 }
 
 // Reads [rows, columns], or [rows] where columns is 0, into weights->data behind what is there.
@@ -159,33 +159,34 @@ static bool readTensor(File* file, Weights* weights, const char* name, uint32_t 
     if (shape[0] != rows || shape[1] != columns) {
         char found[80], wanted[80];
         snprintf(wanted, sizeof(wanted), columns ? "[%u, %u]" : "[%u]", rows, columns);
-        return fail(error, "%s: tensor '%s' has shape %s; wanted is %s", file->path, name,
-                    shapeText(cJSON_GetObjectItemCaseSensitive(item, "shape"), found, sizeof(found)), wanted);
+        return explain(error, "%s: tensor '%s' has shape %s; wanted is %s", file->path, name,
+                       shapeText(cJSON_GetObjectItemCaseSensitive(item, "shape"), found, sizeof(found)), wanted);
     }
     const char* dtype = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(item, "dtype"));
     int type = 0;
     while (type < 3 && (!dtype || strcmp(dtype, dtypes[type]) != 0))
         type++;
     if (type == 3)
-        return fail(error, "%s: tensor '%s' has dtype '%s'; wanted is F16, BF16 or F32", file->path, name,
-                    dtype ? dtype : "");
+        return explain(error, "%s: tensor '%s' has dtype '%s'; wanted is F16, BF16 or F32", file->path, name,
+                       dtype ? dtype : "");
     const cJSON* offsets = cJSON_GetObjectItemCaseSensitive(item, "data_offsets");
     double begin = cJSON_GetNumberValue(cJSON_GetArrayItem(offsets, 0));
     double end = cJSON_GetNumberValue(cJSON_GetArrayItem(offsets, 1));
     size_t count = (size_t)rows * (columns ? columns : 1), bytes = type == 2 ? 4 : 2;
     if (!(begin >= 0 && begin == floor(begin) && end == begin + (double)(count * bytes)))
-        return fail(error, "%s: tensor '%s' has data_offsets %.17g to %.17g; wanted are %zu bytes", file->path, name,
-                    begin, end, count * bytes);
+        return explain(error, "%s: tensor '%s' has data_offsets %.17g to %.17g; wanted are %zu bytes", file->path, name,
+                       begin, end, count * bytes);
     if (end > (double)file->dataSize)
-        return fail(error, "%s: tensor '%s' ends at byte %.17g of the data, of which the file has %zu: it is truncated",
-                    file->path, name, end, file->dataSize);
+        return explain(error, "%s: tensor '%s' ends at byte %.17g of the data, of which the file has %zu: truncated",
+                       file->path, name, end, file->dataSize);
     if (count > weights->capacity - weights->count)
-        return fail(error, "%s: the tensors up to '%s' have more elements than the file: they overlap", file->path, name);
+        return explain(error, "%s: tensors up to '%s' have more elements than the file: they overlap", file->path,
+                       name);
     float* out = weights->data + weights->count;
     for (size_t i = 0; i < count; i++) {
         out[i] = decodeElement(file->data + (size_t)begin + i * bytes, type);
         if (!isfinite(out[i]))
-            return fail(error, "%s: element %zu of tensor '%s' is not finite", file->path, i, name);
+            return explain(error, "%s: element %zu of tensor '%s' is not finite", file->path, i, name);
     }
     *values = out;
     weights->count += count;
@@ -212,14 +213,14 @@ static bool readShapes(const File* file, Weights* w, Error* error) {
     w->mlpWidth = gate[0];
     w->headDim = q[0] / w->numHeadsQ;
     if (w->numHeadsQ % w->numHeadsKv)
-        return fail(error, "%s: num_heads_q is %u; give a multiple of num_heads_kv, which is %u", file->path,
-                    w->numHeadsQ, w->numHeadsKv);
+        return explain(error, "%s: num_heads_q is %u; give a multiple of num_heads_kv, which is %u", file->path,
+                       w->numHeadsQ, w->numHeadsKv);
     if (q[0] % w->numHeadsQ || w->headDim % 8 || w->headDim < 8 || w->headDim > 576)
-        return fail(error, "%s: tensor 'layers.0.attention.q.weight' has %u rows for %u heads; wanted are heads of a "
-                    "multiple of 8 from 8 to 576", file->path, q[0], w->numHeadsQ);
+        return explain(error, "%s: tensor 'layers.0.attention.q.weight' has %u rows for %u heads; wanted is a multiple of "
+                       "8 from 8 to 576 for each", file->path, q[0], w->numHeadsQ);
     do
         snprintf(name, sizeof(name), "layers.%u.attention_norm.weight", ++w->numLayers);
-    while (cJSON_HasObjectItem(file->header, name));
+    while (cJSON_GetObjectItemCaseSensitive(file->header, name));
     return true;
 }
 
@@ -253,7 +254,7 @@ static bool readModel(File* file, Weights* w, Error* error) {
     w->data = malloc(w->capacity * sizeof(float) + 1);
     w->layers = calloc(w->numLayers, sizeof(LayerWeights));
     if (!w->data || !w->layers)
-        return fail(error, "%s: no memory for its weights", file->path);
+        return explain(error, "%s: no memory for its weights", file->path);
     if (!readTensor(file, w, "embedding.weight", VOCABULARY, w->width, &w->embedding, error) ||
         !readTensor(file, w, "norm.weight", w->width, 0, &w->norm, error))
         return false;
@@ -263,8 +264,8 @@ static bool readModel(File* file, Weights* w, Error* error) {
     const cJSON* item;
     cJSON_ArrayForEach(item, file->header)
         if (item != file->metadata)
-            return fail(error, "%s: tensor '%s' is not one of a model of %u layers; see README.md", file->path,
-                        item->string, w->numLayers);
+            return explain(error, "%s: tensor '%s' is not one of a model of %u layers; see README.md", file->path,
+                           item->string, w->numLayers);
     return true;
 }
 
