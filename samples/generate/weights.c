@@ -216,8 +216,8 @@ static bool readShapes(const File* file, Weights* w, Error* error) {
         return explain(error, "%s: num_heads_q is %u; give a multiple of num_heads_kv, which is %u", file->path,
                        w->numHeadsQ, w->numHeadsKv);
     if (q[0] % w->numHeadsQ || w->headDim % 8 || w->headDim < 8 || w->headDim > 576)
-        return explain(error, "%s: tensor 'layers.0.attention.q.weight' has %u rows for %u heads; wanted is a multiple of "
-                       "8 from 8 to 576 for each", file->path, q[0], w->numHeadsQ);
+        return explain(error, "%s: tensor 'layers.0.attention.q.weight' has %u rows for %u heads; wanted for each is a "
+                       "multiple of 8 from 8 to 576", file->path, q[0], w->numHeadsQ);
     do
         snprintf(name, sizeof(name), "layers.%u.attention_norm.weight", ++w->numLayers);
     while (cJSON_GetObjectItemCaseSensitive(file->header, name));

@@ -148,6 +148,11 @@ static void logitsAreTheReferences(void** state) {
             worst = fmax(worst, fabs((double)logits[e] - expected[(size_t)done * VOCABULARY + e]));
     }
     assert_int_equal(model.length, LONG_BYTES);
+    // The last of them again, by a prompt of several steps.
+    MUST(modelTruncate(&model, 0, &error));
+    MUST(prefill(&model, world.text, LONG_BYTES, logits, &error));
+    for (size_t e = 0; e < VOCABULARY; e++)
+        worst = fmax(worst, fabs((double)logits[e] - expected[(LONG_BYTES - 1) * VOCABULARY + e]));
     modelClose(&model);
     free(logits);
     free(expected);
