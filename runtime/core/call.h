@@ -47,6 +47,8 @@ uint64_t vkmqa_use_parameters(struct VkmqaCall* call, const VkmqaBuffer* paramet
 // Descriptor sets for `count` dispatches, where the kernels use any.
 void vkmqa_take_sets(struct VkmqaCall* call, VkmqaRecorder recorder, uint32_t count,
                      VkDescriptorSet* sets);
+// Barrier between two of this library's dispatches.
+void vkmqa_order(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer);
 // Barrier, pipeline, buffers, constants: all that a dispatch needs but its grid.
 void vkmqa_bind(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
                 VkDescriptorSet set, const void* push, uint32_t pushSize);
