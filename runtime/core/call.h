@@ -19,10 +19,7 @@ struct VkmqaCall {
 VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffer);
 // The first of several messages counts.
 void vkmqa_reject(struct VkmqaCall* call, const char* format, ...)
-#ifdef __GNUC__
-    __attribute__((format(printf, 2, 3)))
-#endif
-    ;
+    VKMQA_PRINTF(2, 3);
 bool vkmqa_read_step(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* step,
                      VkmqaStepLimits* limits);
 // Bytes of the step's metadata that kernels reach.
