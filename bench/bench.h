@@ -8,6 +8,16 @@
 #include <stdint.h>
 #include <vkmqa/vkmqa_cache.h>
 
+#include "platform.h"
+
+#if defined(__MINGW32__) && !defined(__clang__)
+#define BENCH_PRINTF(text, first) __attribute__((format(gnu_printf, text, first)))
+#elif defined(__GNUC__)
+#define BENCH_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define BENCH_PRINTF(text, first)
+#endif
+
 // Exit codes of the program. Functions return one and have printed the reason when it is not BENCH_OK.
 typedef enum BenchResult {
     BENCH_OK = 0,
@@ -144,7 +154,7 @@ typedef struct Session {
 
 extern const char* const opNames[OP_COUNT];
 // Prints "vkmqa-bench: ..." on stderr and returns the code.
-BenchResult fail(BenchResult code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+BenchResult fail(BenchResult code, const char* format, ...) BENCH_PRINTF(2, 3);
 // BENCH_OK, or a sentence about `what` and the exit code that suits the Vulkan error.
 BenchResult checkVk(VkResult result, const char* what);
 void* allocate(size_t count, size_t size); // zeroed; ends the program when there is no memory
@@ -175,7 +185,6 @@ uint32_t planTuning(const Options* options, Item** items); // the shapes that --
 
 // ---- stats.c ----
 
-double secondsNow(void);
 Stats summarise(double* samples, uint32_t count); // sorts the samples
 
 // Records call number `index`: with rotating buffers, the one on copy index % copies.

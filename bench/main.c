@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 const char* const opNames[OP_COUNT] = {"copy",    "read",   "fma",     "matrix", "decode",
                                        "prefill", "append", "create",  "record", "plain",
@@ -71,12 +70,7 @@ static uint64_t chooseRotateBytes(const Session* session) {
         return 0;
     if (session->properties.type != VK_PHYSICAL_DEVICE_TYPE_CPU)
         return 256 * mebibyte;
-    uint64_t cache = 0;
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    cache = level3 > 0 ? (uint64_t)level3 : 0;
-#endif
-    uint64_t bytes = (2 * cache + mebibyte - 1) / mebibyte * mebibyte;
+    uint64_t bytes = (2 * lastLevelCacheBytes() + mebibyte - 1) / mebibyte * mebibyte;
     return bytes < 64 * mebibyte ? 64 * mebibyte : bytes > 128 * mebibyte ? 128 * mebibyte : bytes;
 }
 

@@ -4,11 +4,9 @@
 #include "problem.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { SAMPLES = 9, MOST_NEW = 2048 };
 
@@ -298,57 +296,21 @@ BenchResult runOffload(Session* session, const Item* item, Row* row) {
 
 // ---- save, load ------------------------------------------------------------------------------------
 
-static BenchResult fileError(const char* what, const char* path) {
-    return fail(BENCH_ERROR, "%s %s: %s", what, path, strerror(errno));
-}
-
 // Written, synced and renamed, as a snapshot is.
-static BenchResult writePlainly(const char* path, const char* temporary, const uint8_t* bytes, size_t size,
-                                double* seconds) {
+static BenchResult timePlainly(bool load, const char* const names[3], uint8_t* bytes, size_t size, double* seconds) {
     double start = secondsNow();
-    int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (file < 0)
-        return fileError("opening", temporary);
-    for (size_t done = 0; done < size;) {
-        ssize_t wrote = write(file, bytes + done, size - done < 8 << 20 ? size - done : 8 << 20);
-        if (wrote <= 0) {
-            close(file);
-            return fileError("writing", temporary);
-        }
-        done += (size_t)wrote;
-    }
-    int failed = fsync(file);
-    failed |= close(file);
-    if (failed || rename(temporary, path))
-        return fileError("syncing", path);
+    bool done = load ? readWholeFile(names[1], bytes, size) : writeWholeFile(names[1], names[2], bytes, size);
     *seconds = secondsNow() - start;
-    return BENCH_OK;
-}
-
-static BenchResult readPlainly(const char* path, uint8_t* bytes, size_t size, double* seconds) {
-    double start = secondsNow();
-    int file = open(path, O_RDONLY);
-    if (file < 0)
-        return fileError("opening", path);
-    for (size_t done = 0; done < size;) {
-        ssize_t got = read(file, bytes + done, size - done < 8 << 20 ? size - done : 8 << 20);
-        if (got <= 0) {
-            close(file);
-            return fileError("reading", path);
-        }
-        done += (size_t)got;
-    }
-    close(file);
-    *seconds = secondsNow() - start;
-    return BENCH_OK;
+    return done ? BENCH_OK
+                : fail(BENCH_ERROR, "%s %s: %s", load ? "reading" : "writing", names[1],
+                       errno ? strerror(errno) : "it ends early");
 }
 
 // One round of each after the other: the plain file, then the snapshot.
-static BenchResult timeRound(Bench* bench, bool load, VkmqaSequence sequence, const char* names[3], uint8_t* bytes,
+static BenchResult timeRound(Bench* bench, bool load, VkmqaSequence sequence, const char* const names[3], uint8_t* bytes,
                              size_t size, double* plain, double* own) {
     const VkmqaSnapshotInfo info = {.structSize = sizeof(info), .path = names[0]};
-    BenchResult result = load ? readPlainly(names[1], bytes, size, plain)
-                              : writePlainly(names[1], names[2], bytes, size, plain);
+    BenchResult result = timePlainly(load, names, bytes, size, plain);
     if (result != BENCH_OK)
         return result;
     uint32_t count = 1;
@@ -370,7 +332,7 @@ BenchResult runSnapshot(Session* session, const Item* item, Row* row) {
     const char* const ends[3] = {"snapshot", "plain", "plain.tmp"};
     const char* names[3] = {paths[0], paths[1], paths[2]};
     for (int i = 0; i < 3; i++)
-        snprintf(paths[i], sizeof(paths[i]), "%s/vkmqa-bench-%ld.%s", folder ? folder : ".", (long)getpid(),
+        snprintf(paths[i], sizeof(paths[i]), "%s/vkmqa-bench-%ld.%s", folder ? folder : ".", processNumber(),
                  ends[i]);
     Bench bench;
     BenchResult result = openBench(session, item, 2, 2 * pages, item->layers, 0, &bench);
@@ -395,7 +357,7 @@ BenchResult runSnapshot(Session* session, const Item* item, Row* row) {
         addRow(session->report, &file);
     }
     for (int i = 0; i < 3; i++)
-        unlink(names[i]);
+        remove(names[i]);
     free(bytes);
     closeBench(&bench);
     return result;

@@ -7,7 +7,6 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 enum { ROWS_PER_TASK = 8 }; // rows of one sequence and KV head that share the decoding of K and V
 
@@ -159,10 +158,8 @@ static void* worker(void* user) {
 static void runTasks(Pool* pool) {
     enum { MAX_THREADS = 64 };
     pthread_t threads[MAX_THREADS];
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    uint32_t extra = 0, wanted = cores < 2             ? 0
-                                 : cores > MAX_THREADS ? MAX_THREADS
-                                                       : (uint32_t)cores - 1;
+    uint32_t extra = 0, wanted = processorCount() - 1;
+    wanted = wanted > MAX_THREADS ? MAX_THREADS : wanted;
     while (extra < wanted && pthread_create(&threads[extra], NULL, worker, pool) == 0)
         extra++;
     worker(pool); // this thread works too, also when no other could be started

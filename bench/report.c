@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 typedef struct Report {
     const Session* session;
@@ -26,7 +25,7 @@ void clearProgress(void) {
 }
 
 void showProgress(const Session* session, uint32_t index, uint32_t count, const Item* item) {
-    if (!isatty(STDERR_FILENO))
+    if (!terminalAtStderr())
         return;
     clearProgress();
     progressShown = true;

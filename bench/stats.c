@@ -4,13 +4,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
-
-double secondsNow(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static int compareDoubles(const void* a, const void* b) {
     double x = *(const double*)a, y = *(const double*)b;

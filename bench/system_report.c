@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/utsname.h>
 
 static void printLimits(const Session* session) {
     const VkmqaDeviceProperties* d = &session->properties;
@@ -120,13 +119,12 @@ static BenchResult printKernels(Session* session) {
 
 BenchResult printSystemReport(Session* session) {
     const VkmqaDeviceProperties* d = &session->properties;
-    struct utsname system;
-    if (uname(&system) != 0)
-        strcpy(system.sysname, "unknown system"), system.release[0] = system.machine[0] = 0;
+    char system[256];
+    systemName(system, sizeof(system));
     printf("### vkmqa system report\n\n| | |\n|---|---|\n");
     printf("| vkmqa | %d.%d.%d, Vulkan headers %d |\n", VKMQA_VERSION_MAJOR, VKMQA_VERSION_MINOR,
            VKMQA_VERSION_PATCH, VK_HEADER_VERSION);
-    printf("| system | %s %s %s |\n", system.sysname, system.release, system.machine);
+    printf("| system | %s |\n", system);
     printf("| device | %s (%s, vendor 0x%04x, device 0x%04x) |\n", d->name, deviceTypeName(d->type),
            d->vendorId, d->deviceId);
     printf("| driver | %s %s (id %u, version 0x%x) |\n", d->driverName, d->driverInfo, d->driverId,

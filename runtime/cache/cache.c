@@ -3,6 +3,12 @@
 
 #include <string.h>
 #include <time.h>
+#ifdef _WIN32
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#include <windows.h>
+#endif
 
 #include "../device/device.h"
 
@@ -13,6 +19,19 @@ VkResult vkmqa_cache_fail(VkmqaCache cache, VkResult result, const char* format,
     vkmqa_problem_list(&problem, format, arguments);
     va_end(arguments);
     return vkmqa_fail(cache->attention->context, result, "%s", problem.text);
+}
+
+// A number that changes all the time.
+static uint64_t ticks(void) {
+#ifdef _WIN32
+    LARGE_INTEGER now;
+    QueryPerformanceCounter(&now);
+    return (uint64_t)now.QuadPart;
+#else
+    struct timespec now = {0};
+    timespec_get(&now, TIME_UTC);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+#endif
 }
 
 // What a cache of these sizes is made of; `cache` is a plan, and holds nothing yet.
@@ -292,9 +311,7 @@ static bool make_bookkeeping(VkmqaCache cache) {
     vkmqa_init_pages(cache);
     memset(cache->buckets, 0xFF, cache->bucketCount * sizeof *cache->buckets); // VKMQA_NO_PAGE
     // Ids of another cache, one before it in the same memory too, are very unlikely to be taken for this one's.
-    struct timespec now = {0};
-    timespec_get(&now, TIME_UTC);
-    uint64_t number = (uint64_t)(uintptr_t)cache + (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    uint64_t number = (uint64_t)(uintptr_t)cache + ticks();
     uint32_t generation = (uint32_t)(number * 0x9E3779B97F4A7C15u >> 32);
     for (uint32_t i = 0; i < cache->maxSequences; ++i) {
         cache->sequences[i].generation = generation;

@@ -135,10 +135,7 @@ static inline bool vkmqa_is_cache(VkmqaCache cache) {
 }
 // Says why and returns result.
 VkResult vkmqa_cache_fail(VkmqaCache cache, VkResult result, const char* format, ...)
-#ifdef __GNUC__
-    __attribute__((format(printf, 3, 4)))
-#endif
-    ;
+    VKMQA_PRINTF(3, 4);
 // Zeroed; null when out of memory.
 static inline void* vkmqa_cache_allocate(VkmqaCache cache, size_t count, size_t size) {
     return size && count > SIZE_MAX / size

@@ -130,10 +130,7 @@ void vkmqa_settle_snapshot(struct VkmqaSnapshot* snapshot);
 VkResult vkmqa_close_snapshot(struct VkmqaSnapshot* snapshot, VkResult result);
 // Keeps and returns `result`, with a message that begins with the call and the open section.
 VkResult vkmqa_snapshot_fail(struct VkmqaSnapshot* snapshot, VkResult result, const char* format, ...)
-#ifdef __GNUC__
-    __attribute__((format(printf, 3, 4)))
-#endif
-    ;
+    VKMQA_PRINTF(3, 4);
 
 extern const char* const vkmqa_snapshot_shape_names[VKMQA_SNAPSHOT_SHAPE_WORDS];
 void vkmqa_snapshot_shape(VkmqaCache cache, uint32_t shape[VKMQA_SNAPSHOT_SHAPE_WORDS]);

@@ -170,8 +170,7 @@ VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffe
     return VK_SUCCESS;
 }
 
-// Orders this library's dispatches in one command buffer.
-static void order(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer) {
+void vkmqa_order(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer) {
     VkMemoryBarrier barrier = {
         .sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
         .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
@@ -196,7 +195,7 @@ void vkmqa_bind(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipelin
                 VkDescriptorSet set, const void* push, uint32_t pushSize) {
     const struct VkmqaContext_T* context = call->attention->context;
     bool bind = call->attention->choice.bind;
-    order(context, commandBuffer);
+    vkmqa_order(context, commandBuffer);
     context->vk.CmdBindPipeline(commandBuffer, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
     if (bind) {
         // Descriptors of bindings that a kernel does not touch must still be valid: any will do.

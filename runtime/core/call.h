@@ -19,10 +19,7 @@ struct VkmqaCall {
 VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffer);
 // The first of several messages counts.
 void vkmqa_reject(struct VkmqaCall* call, const char* format, ...)
-#ifdef __GNUC__
-    __attribute__((format(printf, 2, 3)))
-#endif
-    ;
+    VKMQA_PRINTF(2, 3);
 bool vkmqa_read_step(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* step,
                      VkmqaStepLimits* limits);
 // Bytes of the step's metadata that kernels reach.
@@ -47,6 +44,8 @@ uint64_t vkmqa_use_parameters(struct VkmqaCall* call, const VkmqaBuffer* paramet
 // Descriptor sets for `count` dispatches, where the kernels use any.
 void vkmqa_take_sets(struct VkmqaCall* call, VkmqaRecorder recorder, uint32_t count,
                      VkDescriptorSet* sets);
+// Barrier between two of this library's dispatches.
+void vkmqa_order(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer);
 // Barrier, pipeline, buffers, constants: all that a dispatch needs but its grid.
 void vkmqa_bind(struct VkmqaCall* call, VkCommandBuffer commandBuffer, VkPipeline pipeline,
                 VkDescriptorSet set, const void* push, uint32_t pushSize);

@@ -54,16 +54,10 @@ static inline const VkAllocationCallbacks* vkmqa_allocator(const struct VkmqaCon
 
 void vkmqa_message(const struct VkmqaContext_T* context, VkmqaSeverity severity,
                    const char* format, ...)
-#ifdef __GNUC__
-    __attribute__((format(printf, 3, 4)))
-#endif
-    ;
+    VKMQA_PRINTF(3, 4);
 // Sends the message as an error and returns result.
 VkResult vkmqa_fail(const struct VkmqaContext_T* context, VkResult result, const char* format, ...)
-#ifdef __GNUC__
-    __attribute__((format(printf, 3, 4)))
-#endif
-    ;
+    VKMQA_PRINTF(3, 4);
 
 static inline bool vkmqa_is_context(VkmqaContext context) {
     return context && context->magic == VKMQA_MAGIC_CONTEXT;

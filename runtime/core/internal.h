@@ -18,6 +18,7 @@
 #include <vkmqa/vkmqa.h>
 
 #include "../../shaders/shared.h"
+#include "../printf.h"
 
 enum {
     VKMQA_MAX_RATIO = 128,
@@ -83,10 +84,7 @@ struct VkmqaProblem {
     char text[256];
 };
 void vkmqa_problem(struct VkmqaProblem* problem, const char* format, ...)
-#ifdef __GNUC__
-    __attribute__((format(printf, 2, 3)))
-#endif
-    ;
+    VKMQA_PRINTF(2, 3);
 
 void vkmqa_problem_list(struct VkmqaProblem* problem, const char* format, va_list arguments);
 

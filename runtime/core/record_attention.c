@@ -28,6 +28,8 @@ static void dispatch_range(const struct VkmqaContext_T* context, VkCommandBuffer
         uint64_t left = plan->end - at;
         struct VkmqaBox box =
             vkmqa_cut_box(plan->groups, at, at + (left < plan->perDispatch ? left : plan->perDispatch));
+        if (at > plan->first) // what they write is apart, which validation layers cannot know
+            vkmqa_order(context, commandBuffer);
         context->vk.CmdDispatchBase(commandBuffer, box.base[0], box.base[1], box.base[2], box.size[0],
                                     box.size[1], box.size[2]);
         at += box.groups;

@@ -130,7 +130,7 @@ static const struct VkmqaAppendKernel {
 #define BY_ELEMENT (BIT(F32) | BIT(F16) | BIT(BF16) | BIT(FP8_E4M3))
     // clang-format off
     // name              shader                       bind   cpu    half   driver    from        sg min max  plain  cache       new         inv unit
-    {"append-wide",      VKMQA_SHADER_APPEND_CPU,      false, true,  true,  LAVAPIPE, MESA(26, 0), 4, 16,    true,  WIDE_FLOATS, WIDE_FLOATS, 0, VKMQA_APPEND_TOKEN},
+    {"append-wide",      VKMQA_SHADER_APPEND_CPU,      false, true,  true,  LAVAPIPE, MESA(26, 0), 4, 16,    true,  WIDE_FLOATS | BIT(Q8_0), WIDE_FLOATS, 0, VKMQA_APPEND_TOKEN},
     {"append",           VKMQA_SHADER_APPEND_KV,       false, false, false, 0,        0,           0, 0,     true,  BY_ELEMENT,  0,          64, VKMQA_APPEND_EIGHTS},
     {"append-bind",      VKMQA_SHADER_APPEND_KV_BIND,  true,  false, false, 0,        0,           0, 0,     true,  BY_ELEMENT,  0,          64, VKMQA_APPEND_EIGHTS},
     {"append-row",       VKMQA_SHADER_APPEND_ROW,      false, false, false, 0,        0,           0, 0,     false, 0,           0,          64, VKMQA_APPEND_ROW},

@@ -6,17 +6,12 @@
 #include <vkmqa/vkmqa_runtime.h>
 
 #include "allocate.h"
+#include "printf.h"
 #include "vk_table.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#if defined(__GNUC__)
-#define VKMQA_PRINTF(text, first) __attribute__((format(printf, text, first)))
-#else
-#define VKMQA_PRINTF(text, first)
-#endif
 
 // First word of every handle, so that a null or mixed-up handle is an error and not a crash.
 // Cleared at destruction, which catches many uses of a dead handle, though not all.
