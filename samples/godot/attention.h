@@ -1,5 +1,5 @@
-// Causal attention of one sequence over a cache that grows, on a device of vkmqa's or of an engine's. Nothing here knows
-// of Godot but the numbers of its errors.
+// Causal attention of one sequence over a cache that grows, on a device of vkmqa's or of an engine's. Nothing here
+// knows of Godot but the numbers of its errors.
 //   attention.c   device, memory, steps
 //   engine.c      calls into Godot through gdextension_interface.h
 //   extension.c   the class VkmqaAttention: its methods, its signal, its registration

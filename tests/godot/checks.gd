@@ -32,7 +32,8 @@ func random_floats(generator: RandomNumberGenerator, count: int) -> PackedFloat3
 
 
 # Rows of q are the last tokens of the sequence; everything in f64, which GDScript's floats are.
-func attention_f64(shape: Array, q: PackedFloat32Array, k: PackedFloat32Array, v: PackedFloat32Array) -> PackedFloat64Array:
+func attention_f64(shape: Array, q: PackedFloat32Array, k: PackedFloat32Array,
+		v: PackedFloat32Array) -> PackedFloat64Array:
 	var heads: int = shape[0]
 	var heads_kv: int = shape[1]
 	var dim: int = shape[2]
