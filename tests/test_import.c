@@ -138,10 +138,12 @@ static void importsRejectBadInput(void** state) {
     REJECTS(info.computeQueue = NULL, INVALID, "computeQueue");
     REJECTS(info.computeFamily = 77, INVALID, "computeFamily is 77");
     REJECTS(info.transferQueue = engine.queue; info.transferFamily = 78, INVALID, "transferFamily is 78");
-    REJECTS(info.lockQueue = NULL, INVALID, "lockQueue");
-    REJECTS(info.unlockQueue = NULL, INVALID, "unlockQueue");
+    REJECTS(info.lockQueue = NULL, INVALID, "info.lockQueue is");
+    REJECTS(info.unlockQueue = NULL, INVALID, "info.unlockQueue is");
     REJECTS(info.physicalDeviceCount = 2, VK_ERROR_FEATURE_NOT_PRESENT, "group");
-    REJECTS(spoilt.device = NULL, INVALID, "device");
+    REJECTS(spoilt.device = NULL, INVALID, "info.device");
+    const VkAllocationCallbacks halfAnAllocator = {.pfnFree = context.allocator->pfnFree};
+    REJECTS(spoilt.allocator = &halfAnAllocator, INVALID, "allocator lacks a function");
     REJECTS(spoilt.getInstanceProcAddr = NULL, INVALID, "getInstanceProcAddr");
     REJECTS(spoilt.maxDispatchSeconds = -1, INVALID, "maxDispatchSeconds");
     VkmqaDeviceImportInfo info = good;

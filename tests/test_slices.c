@@ -2,6 +2,7 @@
 #include "engine.h"
 #include "harness.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,7 +65,7 @@ static void slicesAreTheCall(void** state) {
     (void)state;
     for (size_t i = 0; i < COUNT(models); i++)
         for (uint32_t t = 0; t < harness.tierCount; t++) {
-            if (!tierHasTurn(t, i))
+            if (t % COUNT(models) != i && !tierHasTurn(t, i)) // every tier at least once
                 continue;
             Model model = models[i];
             model.maxSeqLenKv = 512;
@@ -138,11 +139,24 @@ static void aMissingSliceIsMissed(void** state) {
         {.structSize = sizeof(infos[0]), .step = &run.step, .correction = -1},
         {.structSize = sizeof(infos[0])},
     };
-    const char* const words[] = {"seconds", "correction", "step"};
+    const char* const words[] = {"info.seconds is", "info.correction is", "step is null"};
     for (size_t i = 0; i < COUNT(infos); i++) {
         assert_int_equal(vkmqaGetSliceCount(attention, &infos[i], &slices), VK_ERROR_VALIDATION_FAILED_EXT);
         assert_non_null(strstr(harness.message, words[i]));
     }
+    double correction = 0;
+    VkmqaAttentionInfo odd = info;
+    odd.structSize = 8;
+    REQUIRE(vkmqaSubmitCommands(run.commands));
+    REQUIRE(vkmqaWaitCommands(run.commands, UINT64_MAX));
+    assert_int_equal(vkmqaRunAttention(run.commands, attention, &odd, 0, &correction), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_non_null(strstr(harness.message, "structSize is 8"));
+    assert_int_equal(vkmqaRunAttention(run.commands, attention, NULL, 0, &correction), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_int_equal(vkmqaRunAttention(run.commands, attention, &info, 0, NULL), VK_ERROR_VALIDATION_FAILED_EXT);
+    odd = info;
+    odd.out = (VkmqaBuffer){0};
+    assert_int_equal(vkmqaRunAttention(run.commands, attention, &odd, 0, &correction), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_non_null(strstr(harness.message, "vkmqaCmdAttentionSlice: info.out"));
     assert_int_equal(vkmqaGetSliceCount(NULL, infos, &slices), VK_ERROR_VALIDATION_FAILED_EXT);
     assert_int_equal(vkmqaGetSliceCount(attention, NULL, &slices), VK_ERROR_VALIDATION_FAILED_EXT);
     assert_int_equal(vkmqaGetSliceCount(attention, infos, NULL), VK_ERROR_VALIDATION_FAILED_EXT);
@@ -166,12 +180,22 @@ static void budgetsAndCorrectionsCount(void** state) {
     VkmqaSlices half = countSlices(&run, seconds / 2, 0), slow = countSlices(&run, seconds / 2, 4);
     assert_true(half.groupsPerSlice * 2 <= half.groups && half.groupsPerSlice * 2 + 2 >= half.groups);
     assert_true(slow.groupsPerSlice * 8 <= slow.groups + 8 && slow.groupsPerSlice * 8 + 8 >= slow.groups);
+    assert_true(vkmqaCorrectSlices(0, 0, 1) == 1 && vkmqaCorrectSlices(3, 0, 1) == 3 && vkmqaCorrectSlices(3, 1, 0) == 3);
+    assert_true(vkmqaCorrectSlices(2, 3, 1) == 6 && vkmqaCorrectSlices(2, 1, 4) == 0.5);
+    assert_true(vkmqaCorrectSlices(1, 1, 1e-30) == 8 && vkmqaCorrectSlices(1, 1e-30, 1) == 0.125);
+    assert_true(vkmqaCorrectSlices(1e6, 8, 1) == 1e6 && vkmqaCorrectSlices(1e-6, 1, 8) == 1e-6);
     VkmqaKernelInfo kernel = {.structSize = sizeof(kernel)};
     REQUIRE(vkmqaGetKernelInfo(attention, &run.step.limits, &kernel));
     assert_true(kernel.estimatedSeconds > 0.99 * seconds && kernel.estimatedSeconds < 1.01 * seconds);
     runDestroy(&run);
     problemDestroy(&problem);
     vkmqaDestroyAttention(attention);
+}
+
+static void keepText(VkmqaSeverity severity, const char* text, void* userData) {
+    harnessMessage(severity, text, NULL);
+    if (strstr(text, "recorded as"))
+        snprintf(userData, 256, "%s", text);
 }
 
 // The same call on a context that allows no dispatch so long, counted by an engine in front of the driver.
@@ -183,12 +207,17 @@ static void longDispatchesAreCut(void** state) {
     const VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
     Model model = models[0];
     model.maxSeqLenKv = 512;
-    Output outputs[2];
-    unsigned dispatches[2];
-    for (int cut = 0; cut < 2; cut++) {
+    Output outputs[3];
+    unsigned dispatches[3];
+    // Uncut; a dispatch for each group; pieces of a row of the grid and a half, which take several boxes.
+    double limits[3] = {0, 1e-9, 0};
+    for (int cut = 0; cut < 3; cut++) {
         VkmqaDevice device, before = harness.device;
         VkmqaContext contextBefore = harness.context;
-        context.maxDispatchSeconds = cut ? 1e-9 : 0;
+        char said[256] = "";
+        context.messageCallback = keepText;
+        context.messageUserData = said;
+        context.maxDispatchSeconds = limits[cut];
         REQUIRE(vkmqaImportDevice(&info, &device));
         harness.device = device;
         harness.context = vkmqaGetDeviceContext(device);
@@ -200,12 +229,22 @@ static void longDispatchesAreCut(void** state) {
         engine.dispatches = 0;
         runRecord(&run, false);
         dispatches[cut] = engine.dispatches;
-        uint64_t groups = countSlices(&run, 0, 0).groups;
+        char count[64];
+        snprintf(count, sizeof(count), "recorded as %u dispatches", dispatches[cut]);
+        assert_true(!cut == !strstr(said, count));
+        VkmqaSlices slices = countSlices(&run, 0, 0);
+        uint64_t groups = slices.groups;
+        VkmqaKernelInfo kernel = {.structSize = sizeof(kernel)};
+        REQUIRE(vkmqaGetKernelInfo(attention, &run.step.limits, &kernel));
+        limits[2] = 1.5 * kernel.workgroups[0] * slices.secondsPerGroup;
         runSubmit(&run);
         outputs[cut] = runRead(&run);
-        assert_int_equal(dispatches[cut], cut ? groups : 1);
-        if (cut && !outputsEqual(&run, &outputs[0], &outputs[1]))
-            fail_msg("%u dispatches give other bits than one", dispatches[1]);
+        if (cut == 2)
+            assert_true(dispatches[2] > groups / (1.5 * kernel.workgroups[0]) && dispatches[2] < groups);
+        else
+            assert_int_equal(dispatches[cut], cut ? groups : 1);
+        if (cut && !outputsEqual(&run, &outputs[0], &outputs[cut]))
+            fail_msg("%u dispatches give other bits than one", dispatches[cut]);
         runDestroy(&run);
         problemDestroy(&problem);
         vkmqaDestroyAttention(attention);
@@ -215,6 +254,7 @@ static void longDispatchesAreCut(void** state) {
     }
     outputDestroy(&outputs[0]);
     outputDestroy(&outputs[1]);
+    outputDestroy(&outputs[2]);
     engineClose(&engine);
 }
 

@@ -482,7 +482,8 @@ typedef struct VkmqaAttentionInfo {
 
 // Records attention of the step's query tokens over the cache. Writes out (and lse) for every token of
 // every sequence, nothing for tokens of none. Sync scope as for vkmqaCmdAppendKv; scratch is the
-// library's between two of its calls in one command buffer. Records one or two dispatches.
+// library's between two of its calls in one command buffer. Records one dispatch, or as many as
+// maxDispatchSeconds asks for, and a merge where the plan has splits.
 // Source: online softmax (Milakov and Gimelshein, arXiv 1805.02867); FlashAttention-2 (Dao, arXiv
 // 2307.08691); split-KV (Flash-Decoding, Dao et al. 2023).
 VKMQA_API VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuffer,
@@ -501,7 +502,7 @@ VKMQA_API VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer c
 //                                                         .seconds = 0.002, .correction = correction}, &slices);
 //         vkmqaCmdAttentionSlice(attention, commandBuffer, &info, done, slices.groupsPerSlice);
 //         ... submit, with a timestamp before and after; once they have come back:
-//         correction *= measuredSeconds / (groupsRecorded * slices.secondsPerGroup);
+//         correction = vkmqaCorrectSlices(correction, measuredSeconds, groupsRecorded * slices.secondsPerGroup);
 //         done += slices.groupsPerSlice;
 //     } while (done < slices.groups);
 //
@@ -526,6 +527,11 @@ typedef struct VkmqaSlices {
 // Pure arithmetic, no Vulkan call: may be asked before every slice.
 VKMQA_API VkResult vkmqaGetSliceCount(VkmqaAttention attention, const VkmqaSliceInfo* info,
                                       VkmqaSlices* slices);
+
+// VkmqaSliceInfo::correction after a slice that was estimated, with `correction`, to take estimatedSeconds and took
+// measuredSeconds. One slice changes it by at most a factor of 8; where one of the times is 0, as on queues without
+// timestamps, it stays.
+VKMQA_API double vkmqaCorrectSlices(double correction, double measuredSeconds, double estimatedSeconds);
 
 // Records workgroups [firstGroup, firstGroup + groupCount) of vkmqaCmdAttention(info), cut off at its last; with the
 // last one comes the merge. Slices that cover every group once, in ascending order, write what the whole call

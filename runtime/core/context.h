@@ -97,8 +97,9 @@ VkResult vkmqa_create_pipeline(struct VkmqaAttention_T* attention, uint32_t shad
                                uint32_t workgroupSize, VkPipeline* pipeline);
 
 // record_attention.c: the part of an attention call that the plan says.
-VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
-                                VkCommandBuffer commandBuffer, const VkmqaAttentionInfo* info,
-                                const VkmqaStep* step, const VkmqaStepLimits* limits, const struct VkmqaPlan* plan);
+VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention, VkCommandBuffer commandBuffer,
+                                const char* name, const VkmqaAttentionInfo* info, const VkmqaStep* step,
+                                const VkmqaStepLimits* limits, const struct VkmqaPlan* plan,
+                                uint32_t* dispatches);
 
 #endif

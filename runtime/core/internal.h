@@ -24,7 +24,7 @@ enum {
     VKMQA_MAX_RATIO = 128,
     VKMQA_MAX_HEAD_DIM = 576,
     VKMQA_MAX_PAGE_SIZE = 256,
-    VKMQA_MAX_CANDIDATES = 6, // attention kernels one object may hold, by rows of a tile
+    VKMQA_MAX_CANDIDATES = 8, // attention kernels one object may hold, by rows of a tile
     VKMQA_MAX_MATRICES = 8,   // shapes of matrices that are considered
 };
 

@@ -22,8 +22,10 @@ static uint32_t pack_flags(const struct VkmqaShape* shape, const VkmqaAttentionI
            (shape->sinks && !info->omitSinks ? VKMQA_ADD_SINKS : 0);
 }
 
-static void dispatch_range(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer,
-                           const struct VkmqaPlan* plan) {
+// Returns the number of dispatches: more than groups / perDispatch where pieces end at rows and planes of the grid.
+static uint32_t dispatch_range(const struct VkmqaContext_T* context, VkCommandBuffer commandBuffer,
+                               const struct VkmqaPlan* plan) {
+    uint32_t count = 0;
     for (uint64_t at = plan->first; at < plan->end;) {
         uint64_t left = plan->end - at;
         struct VkmqaBox box =
@@ -33,15 +35,17 @@ static void dispatch_range(const struct VkmqaContext_T* context, VkCommandBuffer
         context->vk.CmdDispatchBase(commandBuffer, box.base[0], box.base[1], box.base[2], box.size[0],
                                     box.size[1], box.size[2]);
         at += box.groups;
+        ++count;
     }
+    return count;
 }
 
-VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
-                                VkCommandBuffer commandBuffer, const VkmqaAttentionInfo* info,
-                                const VkmqaStep* step, const VkmqaStepLimits* limits,
-                                const struct VkmqaPlan* plan) {
+VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention, VkCommandBuffer commandBuffer,
+                                const char* name, const VkmqaAttentionInfo* info, const VkmqaStep* step,
+                                const VkmqaStepLimits* limits, const struct VkmqaPlan* plan,
+                                uint32_t* dispatches) {
     const struct VkmqaShape* shape = &attention->shape;
-    struct VkmqaCall call = {.attention = attention, .name = "vkmqaCmdAttention"};
+    struct VkmqaCall call = {.attention = attention, .name = name};
     bool paged = shape->pageShift != VKMQA_CONTIGUOUS;
     bool split = plan->splits > 1;
     uint32_t maxPages = paged ? step->layout.maxPages : 0;
@@ -138,7 +142,7 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention,
     if (call.result != VK_SUCCESS)
         return call.result;
     vkmqa_bind(&call, commandBuffer, attention->attention[plan->candidate], sets[0], &push, sizeof push);
-    dispatch_range(attention->context, commandBuffer, plan);
+    *dispatches = dispatch_range(attention->context, commandBuffer, plan);
     if (merges)
         vkmqa_dispatch(&second, commandBuffer, attention->merge, sets[1], &merge, sizeof merge,
                        plan->mergeGroups);
@@ -178,17 +182,18 @@ void vkmqa_read_plan(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* 
 
 VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                            const VkmqaAttentionInfo* given) {
+    static const char name[] = "vkmqaCmdAttention";
     struct VkmqaAttentionCall call;
-    VkResult result = vkmqa_read_attention(attention, commandBuffer, "vkmqaCmdAttention", given, &call);
+    uint32_t dispatches = 0;
+    VkResult result = vkmqa_read_attention(attention, commandBuffer, name, given, &call);
     if (result == VK_SUCCESS)
-        result = vkmqa_record_attention(attention, commandBuffer, &call.info, &call.step, &call.limits, &call.plan);
-    uint64_t groups = result == VK_SUCCESS ? vkmqa_plan_groups(&call.plan) : 0;
-    if (groups > call.plan.perDispatch)
+        result = vkmqa_record_attention(attention, commandBuffer, name, &call.info, &call.step, &call.limits,
+                                        &call.plan, &dispatches);
+    if (dispatches > 1)
         vkmqa_message(attention->context, VKMQA_SEVERITY_INFO,
-                      "vkmqaCmdAttention: recorded as %llu dispatches of at most %g s each as estimated; "
+                      "%s: recorded as %u dispatches of at most %g s each as estimated; "
                       "vkmqaCmdAttentionSlice spreads them over submissions, where a watchdog or a frame asks for it",
-                      (unsigned long long)((groups + call.plan.perDispatch - 1) / call.plan.perDispatch),
-                      attention->context->maxDispatchSeconds);
+                      name, dispatches, attention->context->maxDispatchSeconds);
     return result;
 }
 

@@ -52,5 +52,21 @@ VkResult vkmqaCmdAttentionSlice(VkmqaAttention attention, VkCommandBuffer comman
         return call.result;
     read.plan.first = firstGroup;
     read.plan.end = groupCount < groups - firstGroup ? firstGroup + groupCount : groups;
-    return vkmqa_record_attention(attention, commandBuffer, &read.info, &read.step, &read.limits, &read.plan);
+    uint32_t dispatches;
+    return vkmqa_record_attention(attention, commandBuffer, call.name, &read.info, &read.step, &read.limits,
+                                  &read.plan, &dispatches);
+}
+
+// One measurement moves the correction by at most this factor: the first slices of an object meet clocks that are
+// still rising, and a lone slow one is noise.
+#define MOST_CHANGE 8.0
+
+double vkmqaCorrectSlices(double correction, double measuredSeconds, double estimatedSeconds) {
+    if (!(correction > 0))
+        correction = 1;
+    if (measuredSeconds > 0 && estimatedSeconds > 0) {
+        double change = measuredSeconds / estimatedSeconds;
+        correction *= change < 1 / MOST_CHANGE ? 1 / MOST_CHANGE : change > MOST_CHANGE ? MOST_CHANGE : change;
+    }
+    return correction < 1e-6 ? 1e-6 : correction > 1e6 ? 1e6 : correction;
 }

@@ -136,8 +136,9 @@ static VkResult record_attention(struct Runner* runner, uint32_t candidate, uint
         return vkmqa_fail(trial->attention.context, VK_ERROR_VALIDATION_FAILED_EXT,
                           "vkmqaVerifyAttention: %s", problem.text);
     plan.candidate = candidate;
-    return vkmqa_record_attention(&trial->attention, runner->commands, &attend, &runner->step,
-                                  &trial->limits, &plan);
+    uint32_t dispatches;
+    return vkmqa_record_attention(&trial->attention, runner->commands, "vkmqaVerifyAttention", &attend,
+                                  &runner->step, &trial->limits, &plan, &dispatches);
 }
 
 // splits 0: append.

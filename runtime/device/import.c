@@ -1,10 +1,6 @@
 // The layer on a VkDevice of somebody else's. SPDX-License-Identifier: MIT
 #include "device.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 // Whether the family exists and has one of the capabilities; fills what the layer wants to know of the compute one.
 static VkResult check_family(VkmqaDevice device, const char* call, const char* field, uint32_t family,
                              VkQueueFlags oneOf, uint32_t* timestampBits) {
@@ -29,13 +25,10 @@ static VkResult check_family(VkmqaDevice device, const char* call, const char* f
     return VK_SUCCESS;
 }
 
-static VkResult import(VkmqaDevice device, const char* call, const VkmqaDeviceImportInfo* info) {
-    const VkmqaContextCreateInfo* context = info->context;
+static VkResult import(VkmqaDevice device, const char* call, const VkmqaDeviceImportInfo* info,
+                       const VkmqaContextCreateInfo* context) {
     struct VkmqaLoader* loader = &device->loader;
-    // It checks the rest of the info and says what is wrong with it.
-    VkmqaContextCreateInfo whole = {0};
-    memcpy(&whole, context, context->structSize < sizeof whole ? context->structSize : sizeof whole);
-    whole.structSize = sizeof whole;
+    VkmqaContextCreateInfo whole = *context; // vkmqaCreateContext says what is wrong with it
     if (!whole.runJobs && !whole.allocator) // which may not be called on threads that nobody told of
         whole.runJobs = vkmqa_run_jobs;
     VkResult result = vkmqaCreateContext(&whole, &device->context);
@@ -106,13 +99,21 @@ VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* given, VkmqaDevice* resu
     NEED(info.physicalDeviceCount <= 1, VK_ERROR_FEATURE_NOT_PRESENT,
          "info.physicalDeviceCount is %u; device groups are not supported: import a device of one GPU", call,
          info.physicalDeviceCount)
+    VkmqaContextCreateInfo context;
+    error = vkmqa_read_info(&messenger, call, "VkmqaContextCreateInfo", info.context, &context, sizeof context);
+    if (error)
+        return error;
+    context.structSize = sizeof context;
+    NEED(!context.allocator || (context.allocator->pfnAllocation && context.allocator->pfnFree),
+         VK_ERROR_VALIDATION_FAILED_EXT,
+         "info.context->allocator lacks a function; give all three of allocation, reallocation and free", call)
 #undef NEED
-    VkmqaDevice device = vkmqa_new_device(&messenger, call, info.context->allocator);
+    VkmqaDevice device = vkmqa_new_device(&messenger, call, context.allocator);
     if (!device)
         return VK_ERROR_OUT_OF_HOST_MEMORY;
     device->imported = true;
     device->skipVerification = info.skipVerification;
-    error = import(device, call, &info);
+    error = import(device, call, &info, &context);
     if (error) {
         vkmqa_destroy_device(device);
         return error;

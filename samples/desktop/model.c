@@ -143,8 +143,7 @@ static void writeQueries(Model* model) {
 }
 
 void modelRecord(Model* model, VkCommandBuffer commands, double seconds, double measured) {
-    if (model->predicted > 0 && measured > 0)
-        model->correction *= measured / model->predicted;
+    model->correction = vkmqaCorrectSlices(model->correction, measured, model->predicted);
     model->predicted = 0;
     if (!model->busy) {
         writeQueries(model); // the frame that read them has finished
