@@ -66,9 +66,13 @@
 
 #include <vulkan/vulkan_core.h>
 
+// Of this header.
 #define VKMQA_VERSION_MAJOR 0
+// Likewise.
 #define VKMQA_VERSION_MINOR 1
+// Likewise.
 #define VKMQA_VERSION_PATCH 0
+// major << 22 | minor << 12 | patch
 #define VKMQA_VERSION                                                                              \
     ((VKMQA_VERSION_MAJOR << 22) | (VKMQA_VERSION_MINOR << 12) | VKMQA_VERSION_PATCH)
 
@@ -86,21 +90,22 @@
 extern "C" {
 #endif
 
-typedef struct VkmqaContext_T* VkmqaContext;
-typedef struct VkmqaAttention_T* VkmqaAttention;
-typedef struct VkmqaRecorder_T* VkmqaRecorder;
+typedef struct VkmqaContext_T* VkmqaContext;     // a device of yours
+typedef struct VkmqaAttention_T* VkmqaAttention; // a model's shape, with its pipelines
+typedef struct VkmqaRecorder_T* VkmqaRecorder;   // descriptor sets of one recording thread
 
 // Version of the library that is running, packed as VKMQA_VERSION.
 VKMQA_API uint32_t vkmqaGetVersion(void);
 
 // ---- 1. Before vkCreateDevice ----------------------------------------------------------------
 
+// Of the device to be created.
 typedef struct VkmqaDeviceRequirementsInfo {
     uint32_t structSize;
     uint32_t apiVersion; // the instance's VkApplicationInfo::apiVersion; at least VK_API_VERSION_1_1
-    VkInstance instance;
-    VkPhysicalDevice physicalDevice;
-    PFN_vkGetInstanceProcAddr getInstanceProcAddr;
+    VkInstance instance; // created with apiVersion
+    VkPhysicalDevice physicalDevice; // of the instance
+    PFN_vkGetInstanceProcAddr getInstanceProcAddr; // the loader's, or what your engine puts in front of it
 } VkmqaDeviceRequirementsInfo;
 
 // What to enable at vkCreateDevice. Nothing in it is strictly required: a device created without any of
@@ -108,12 +113,12 @@ typedef struct VkmqaDeviceRequirementsInfo {
 // not copy the struct while they are in use.
 typedef struct VkmqaDeviceRequirements {
     uint32_t structSize;
-    uint32_t extensionCount;
+    uint32_t extensionCount; // of extensionNames
     const char* const* extensionNames; // supported by the device and not part of its core version
     // Only supported features, one struct per feature (never VkPhysicalDeviceVulkan1xFeatures): chain it
     // as VkDeviceCreateInfo::pNext, or copy the VK_TRUEs into the structs you already have.
     VkPhysicalDeviceFeatures2* features;
-    uint64_t storage[192];
+    uint64_t storage[192]; // the library's
 } VkmqaDeviceRequirements;
 
 // Errors: VK_ERROR_VALIDATION_FAILED_EXT for null arguments; VK_ERROR_INCOMPATIBLE_DRIVER when the
@@ -123,6 +128,7 @@ VKMQA_API VkResult vkmqaGetDeviceRequirements(const VkmqaDeviceRequirementsInfo*
 
 // ---- 2. Context: your device, imported -------------------------------------------------------
 
+// Of a message.
 typedef enum VkmqaSeverity {
     VKMQA_SEVERITY_INFO = 0,    // a choice worth knowing
     VKMQA_SEVERITY_WARNING = 1, // works, but not as well as it could
@@ -135,29 +141,34 @@ typedef void (*VkmqaMessageCallback)(VkmqaSeverity severity, const char* text, v
 
 // Runs job(jobData, i) once for each i < count, on any threads and in any order, and returns when all are done.
 typedef void (*VkmqaJob)(void* jobData, uint32_t index);
+// A thread pool's entry.
 typedef void (*VkmqaRunJobs)(void* userData, uint32_t count, VkmqaJob job, void* jobData);
 
+// Around a use of a queue that others use too: a lock, an unlock.
+typedef void (*VkmqaQueueCallback)(void* userData, VkQueue queue);
+
+// Your device, and how the library behaves on it.
 typedef struct VkmqaContextCreateInfo {
     uint32_t structSize;
     uint32_t apiVersion; // the one the instance was created with
-    VkInstance instance;
-    VkPhysicalDevice physicalDevice;
+    VkInstance instance; // created with apiVersion
+    VkPhysicalDevice physicalDevice; // of the instance
     VkDevice device; // must outlive the context
-    PFN_vkGetInstanceProcAddr getInstanceProcAddr;
+    PFN_vkGetInstanceProcAddr getInstanceProcAddr; // the loader's, or what your engine puts in front of it
     // What the device was created with; enabled features cannot be queried back, so a feature that is
     // not in this chain counts as off. Single feature structs and VkPhysicalDeviceVulkan11/12/13Features
     // are understood. Null: only core features of nothing, that is the portable kernels.
     uint32_t enabledExtensionCount;
-    const char* const* enabledExtensions;
-    const VkPhysicalDeviceFeatures2* enabledFeatures;
+    const char* const* enabledExtensions;             // VkDeviceCreateInfo::ppEnabledExtensionNames
+    const VkPhysicalDeviceFeatures2* enabledFeatures; // with its pNext
     const VkAllocationCallbacks* allocator; // optional; used for every host allocation; copied
     VkPipelineCache pipelineCache;          // optional; used, never destroyed or saved
     VkmqaMessageCallback messageCallback;   // optional
-    void* messageUserData;
+    void* messageUserData; // for it
     // Optional: your thread pool. Pipelines of an object are then compiled side by side, and `allocator` is called
     // on its threads; without it they are compiled on the calling thread, one after another.
     VkmqaRunJobs runJobs;
-    void* runJobsUserData;
+    void* runJobsUserData; // for it
     // vkmqaCmdAttention cuts what it estimates to take longer into several dispatches, since one alone cannot be
     // interrupted on most GPUs; results are the same. Default 0.1, on CPU devices no limit; HUGE_VAL: never.
     double maxDispatchSeconds;
@@ -193,6 +204,7 @@ typedef enum VkmqaType {
     VKMQA_TYPE_MAX_ENUM = 0x7FFFFFFF
 } VkmqaType;
 
+// A family of kernels.
 typedef enum VkmqaTier {
     VKMQA_TIER_AUTO = 0,
     VKMQA_TIER_PORTABLE = 1, // plain Vulkan 1.1: descriptors, no subgroup operations
@@ -205,6 +217,7 @@ typedef enum VkmqaTier {
     VKMQA_TIER_MAX_ENUM = 0x7FFFFFFF
 } VkmqaTier;
 
+// Kinds of attention, all of which may be combined but for the pairs named at the top.
 typedef enum VkmqaAttentionFlagBits {
     VKMQA_ATTENTION_CAUSAL_BIT = 0x1,       // a query token sees positions up to its own
     VKMQA_ATTENTION_WINDOW_LEFT_BIT = 0x2,  // and at most windowLeft before its own
@@ -220,7 +233,8 @@ typedef enum VkmqaAttentionFlagBits {
     // Append multiplies K, and q where it is given, by a Hadamard matrix (Sylvester's order, after rotary
     // embedding) in blocks of the largest power of two that divides headDimQk, scaled to keep lengths.
     // Scores stay what they were, and outlier channels of K spread over the block before they are quantised
-    // (QuaRot, arXiv 2404.00456). vkmqaCmdAttention expects VkmqaAppendInfo::rotatedQ. Not with V_PREFIX_OF_K: V would come out rotated.
+    // (QuaRot, arXiv 2404.00456). vkmqaCmdAttention expects VkmqaAppendInfo::rotatedQ. Not with V_PREFIX_OF_K: V would
+    // come out rotated.
     VKMQA_ATTENTION_HADAMARD_BIT = 0x100,
     // A sequence's out and lse are the same bits alone and in any batch, whatever the recorded maxima, the
     // neighbours and their lengths, and after a rollback, if its queries come in the same calls. Costs: one
@@ -229,7 +243,7 @@ typedef enum VkmqaAttentionFlagBits {
     VKMQA_ATTENTION_BATCH_INVARIANT_BIT = 0x200,
     VKMQA_ATTENTION_FLAG_BITS_MAX_ENUM = 0x7FFFFFFF
 } VkmqaAttentionFlagBits;
-typedef VkFlags VkmqaAttentionFlags;
+typedef VkFlags VkmqaAttentionFlags; // of VkmqaAttentionFlagBits
 
 // Rotary position embedding (Su et al., arXiv 2104.09864), done by append: elements (a, b) of pair i turn by
 // position * frequency[i]: a' = a cos - b sin, b' = a sin + b cos.
@@ -240,9 +254,10 @@ typedef enum VkmqaRopeStyle {
     VKMQA_ROPE_STYLE_MAX_ENUM = 0x7FFFFFFF
 } VkmqaRopeStyle;
 
+// A model's shape, and what its attention looks like.
 typedef struct VkmqaAttentionCreateInfo {
     uint32_t structSize;
-    VkmqaAttentionFlags flags;
+    VkmqaAttentionFlags flags; // VkmqaAttentionFlagBits
     uint32_t numHeadsQ;  // a multiple of numHeadsKv, at most 128 times as many
     uint32_t numHeadsKv; // at least 1
     uint32_t headDimQk;  // a multiple of 8 from 8 to 576
@@ -264,12 +279,13 @@ typedef struct VkmqaAttentionCreateInfo {
     // library; keep names (vkmqaGetKernelName) if you keep them at all.
     uint64_t avoidKernels;
     // Distances that count only with their flags; 0 is a window of the own position alone.
-    uint32_t windowLeft, windowRight;
+    uint32_t windowLeft;
+    uint32_t windowRight; // likewise
     // Chunked-local attention: a query token sees only positions p with p / chunkSize (floored) that of its
     // own; 0 = off.
     uint32_t chunkSize;
     float softcap; // 0 = off
-    VkmqaRopeStyle ropeStyle;
+    VkmqaRopeStyle ropeStyle; // which elements make a pair; default none turns
     uint32_t ropeDim;    // elements that turn, an even number; default headDimQk - ropeOffset
     uint32_t ropeOffset; // the first of them, an even number (MLA: 512); both are errors without a style
     // The bytes of a file that vkmqa-bench --tune has measured, or null; read during the call only. For the shapes
@@ -277,7 +293,7 @@ typedef struct VkmqaAttentionCreateInfo {
     // BATCH_INVARIANT leave it the choice. A profile of another device, driver or version of the library is left
     // aside with a warning; one that is damaged is an error that names the line.
     const char* tuningProfile;
-    size_t tuningProfileSize;
+    size_t tuningProfileSize; // its bytes
 } VkmqaAttentionCreateInfo;
 
 // Selects kernels and compiles all their pipelines; this is the slow call (milliseconds to a second, by driver; a
@@ -290,8 +306,9 @@ VKMQA_API void vkmqaDestroyAttention(VkmqaAttention attention);
 
 // ---- 4. Sizes: ask before you allocate -------------------------------------------------------
 
+// What a buffer, or a range of one, must be like.
 typedef struct VkmqaBufferRequirements {
-    VkDeviceSize size;
+    VkDeviceSize size; // bytes, of the range
     VkDeviceSize alignment;   // of the offset into the VkBuffer (and of the device address)
     VkBufferUsageFlags usage; // includes VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT where kernels need it
 } VkmqaBufferRequirements;
@@ -304,15 +321,15 @@ typedef struct VkmqaBufferRequirements {
 typedef struct VkmqaKvRequirements {
     uint32_t structSize;
     uint32_t pageTokens; // tokens per page: pageSize, or maxSeqLenKv when contiguous
-    VkmqaBufferRequirements k;
-    VkmqaBufferRequirements v;
+    VkmqaBufferRequirements k;  // the layer's K
+    VkmqaBufferRequirements v;  // and V
     VkDeviceSize bytesPerToken; // K and V of one token over all KV heads, scales included
     uint32_t rowBytesK;         // bytes from one token's K row to the next in a page
-    uint32_t rowBytesV;
+    uint32_t rowBytesV; // likewise for V
     VkDeviceSize scalesOffsetK; // of the plane of scales in k; 0: the type has none
-    VkDeviceSize scalesOffsetV;
+    VkDeviceSize scalesOffsetV; // likewise for V
     uint32_t scaleBytesK; // bytes from one token's scales to the next
-    uint32_t scaleBytesV;
+    uint32_t scaleBytesV; // likewise for V
 } VkmqaKvRequirements;
 
 // numPages: pages of the layer's cache (sequences, when contiguous). Errors: an overflow of 64 bits, or
@@ -342,6 +359,7 @@ VKMQA_API VkResult vkmqaGetScratchRequirements(VkmqaAttention attention,
 // Where the arrays of a step stand in its metadata buffer, in bytes from VkmqaStep::metadata.offset,
 // multiples of 4. All arrays are int32; they may overlap nothing. An offset of VKMQA_NONE means absent.
 #define VKMQA_NONE 0xFFFFFFFFu
+// Byte offsets of a step's arrays in its metadata.
 typedef struct VkmqaStepLayout {
     uint32_t cuSeqlensQ;  // [batch + 1]
     uint32_t seqLensKv;   // [batch]
@@ -390,9 +408,9 @@ VKMQA_API VkResult vkmqaWriteParameters(VkmqaAttention attention, const VkmqaPar
 // A range of a buffer: handle, offset and size, or a device address and size. Kernels with descriptors
 // need the handle. Addresses and offsets are multiples of 16 bytes.
 typedef struct VkmqaBuffer {
-    VkBuffer buffer;
-    VkDeviceSize offset;
-    VkDeviceSize size; // bytes the library may touch, from offset
+    VkBuffer buffer;         // null: by address
+    VkDeviceSize offset;     // bytes
+    VkDeviceSize size;       // bytes the library may touch, from offset
     VkDeviceAddress address; // of the range itself, offset included; 0: taken from handle and offset
 } VkmqaBuffer;
 
@@ -400,8 +418,8 @@ typedef struct VkmqaBuffer {
 typedef struct VkmqaStep {
     uint32_t structSize;
     VkmqaStepLimits limits; // the recorded maxima
-    VkmqaStepLayout layout;
-    VkmqaBuffer metadata;
+    VkmqaStepLayout layout; // where its arrays stand
+    VkmqaBuffer metadata; // the arrays
 } VkmqaStep;
 
 // What a kernel found in the metadata and treated as forbidden tokens instead of believing it. A bad entry
@@ -419,59 +437,61 @@ typedef enum VkmqaStatusFlagBits {
 
 // One layer's cache: ranges of at least vkmqaGetKvRequirements(numPages).
 typedef struct VkmqaKv {
-    VkmqaBuffer k;
-    VkmqaBuffer v;
-    uint32_t numPages;
+    VkmqaBuffer k;     // rows of kType
+    VkmqaBuffer v;     // rows of vType; ignored with V_PREFIX_OF_K
+    uint32_t numPages; // what the ranges have room for
 } VkmqaKv;
 
 // Where rows stand in a tensor [tokens, heads, headDim]: element (t, h, d) is at t * token + h * head + d.
 // Strides are in elements; zero means packed; a slice of a fused QKV projection needs no copy. Multiples
 // of 4 elements (f32) or 8 elements (f16, bf16).
 typedef struct VkmqaStrides {
-    uint32_t token;
-    uint32_t head;
+    uint32_t token; // from one token to the next
+    uint32_t head;  // from one head to the next
 } VkmqaStrides;
 
+// New rows, and where they go.
 typedef struct VkmqaAppendInfo {
     uint32_t structSize;
     VkmqaRecorder recorder; // with descriptors, where none can be pushed
-    const VkmqaStep* step;
-    const VkmqaKv* kv;
+    const VkmqaStep* step; // the tokens
+    const VkmqaKv* kv; // the layer
     VkmqaBuffer newK; // [newTokens, numHeadsKv, headDimQk] of newType
     VkmqaBuffer newV; // [newTokens, numHeadsKv, headDimV] of newType; ignored with V_PREFIX_OF_K
-    VkmqaStrides strideK;
-    VkmqaStrides strideV;
+    VkmqaStrides strideK; // of newK
+    VkmqaStrides strideV; // of newV
     VkmqaBuffer parameters; // with a ropeStyle or an fp8 cache
     // Optional, with a ropeStyle or HADAMARD: queries to be rotated as K is, for vkmqaCmdAttention.
     VkmqaBuffer q;        // [totalQ, numHeadsQ, headDimQk] of newType
     VkmqaBuffer rotatedQ; // likewise, of ioType; may be q itself if ioType is newType and strides are equal
-    VkmqaStrides strideQ;
-    VkmqaStrides strideRotatedQ;
+    VkmqaStrides strideQ; // of q
+    VkmqaStrides strideRotatedQ; // of rotatedQ
 } VkmqaAppendInfo;
 
 // Records rotary embedding, Hadamard rotation, conversion and scatter of new K and V rows into the cache,
 // one dispatch for all sequences. Reads slotMapping (and positions, queryPositions) of the step; writes the
-// slots' rows, rotatedQ and nothing else. A slot given twice in one step holds an unspecified mix of both rows. Sync scope: reads and writes in
-// VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT; make the inputs visible to it before. A following
-// vkmqaCmdAttention or vkmqaCmdAppendKv in the same command buffer is ordered by the library; every
-// other consumer needs a barrier from SHADER_WRITE of the compute stage. The previous readers of the
-// cache must have been ordered before (those recorded by the library in this command buffer are).
+// slots' rows, rotatedQ and nothing else. A slot given twice in one step holds an unspecified mix of both rows. Sync
+// scope: reads and writes in VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT; make the inputs visible to it before. A following
+// vkmqaCmdAttention or vkmqaCmdAppendKv in the same command buffer is ordered by the library; every other consumer
+// needs a barrier from SHADER_WRITE of the compute stage. The previous readers of the cache must have been ordered
+// before (those recorded by the library in this command buffer are).
 VKMQA_API VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                                     const VkmqaAppendInfo* info);
 
+// Queries, cache and outputs of one call.
 typedef struct VkmqaAttentionInfo {
     uint32_t structSize;
     VkmqaRecorder recorder; // with descriptors, where none can be pushed
-    const VkmqaStep* step;
-    const VkmqaKv* kv;
+    const VkmqaStep* step; // the tokens
+    const VkmqaKv* kv; // the layer
     // [totalQ, numHeadsQ, headDimQk] of ioType; with a ropeStyle or HADAMARD VkmqaAppendInfo::rotatedQ, since this
     // call turns nothing.
     VkmqaBuffer q;
     VkmqaBuffer out;     // [totalQ, numHeadsQ, headDimV] of ioType; overlaps nothing else of the call
     VkmqaBuffer lse;     // f32 [totalQ, numHeadsQ]; all zero: not written
     VkmqaBuffer scratch; // vkmqaGetScratchRequirements(step.limits)
-    VkmqaStrides strideQ;
-    VkmqaStrides strideOut;
+    VkmqaStrides strideQ; // of q
+    VkmqaStrides strideOut; // of out
     VkmqaBuffer parameters; // with SINKS, ALIBI or an fp8 cache
     // With MASK or TREE_MASK: u32 [totalQ, maskStride]; bit j % 32 of word j / 32 of a query token's row allows
     // it position j, or with TREE_MASK position seqLenKv - seqLenQ + j.
@@ -509,13 +529,14 @@ VKMQA_API VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer c
 // Lengths in the metadata may be shorter than the recorded maxima; then slices are shorter than estimated.
 typedef struct VkmqaSliceInfo {
     uint32_t structSize;
-    const VkmqaStep* step;
+    const VkmqaStep* step; // the call's
     double seconds; // that one slice may take; default 0.002
     // Estimates assume a slow device of its kind. This factor makes them right: the seconds that slices of this
     // object took, divided by what was estimated for them with correction 1; default 1.
     double correction;
 } VkmqaSliceInfo;
 
+// How a call is cut.
 typedef struct VkmqaSlices {
     uint32_t structSize;
     uint64_t groups;         // workgroups of the whole call
@@ -542,6 +563,7 @@ VKMQA_API VkResult vkmqaCmdAttentionSlice(VkmqaAttention attention, VkCommandBuf
                                           const VkmqaAttentionInfo* info, uint64_t firstGroup,
                                           uint64_t groupCount);
 
+// Partial results, and where their merge goes.
 typedef struct VkmqaMergeInfo {
     uint32_t structSize;
     VkmqaRecorder recorder; // with descriptors, where none can be pushed
@@ -551,7 +573,7 @@ typedef struct VkmqaMergeInfo {
     VkmqaBuffer partLse;    // f32 [parts, totalQ, numHeadsQ]
     VkmqaBuffer out;        // [totalQ, numHeadsQ, headDimV] of ioType; overlaps no part
     VkmqaBuffer lse;        // f32 [totalQ, numHeadsQ]; all zero: not written
-    VkmqaStrides strideOut;
+    VkmqaStrides strideOut; // of out
     VkmqaBuffer parameters; // with SINKS
 } VkmqaMergeInfo;
 
@@ -563,11 +585,12 @@ typedef struct VkmqaMergeInfo {
 VKMQA_API VkResult vkmqaCmdMergeStates(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                                        const VkmqaMergeInfo* info);
 
+// Which cache, and in the step which drafts.
 typedef struct VkmqaCompactInfo {
     uint32_t structSize;
     VkmqaRecorder recorder; // with descriptors, where none can be pushed
     const VkmqaStep* step;  // of the drafts: cuSeqlensQ, seqLensKv, pageTable, cuAccepted, accepted
-    const VkmqaKv* kv;
+    const VkmqaKv* kv; // the layer
 } VkmqaCompactInfo;
 
 // After speculative decoding: moves the accepted drafts of every sequence to the front of its last seqLenQ
@@ -587,25 +610,29 @@ typedef struct VkmqaRecorderCreateInfo {
     uint32_t structSize;
     uint32_t maxCalls; // vkmqaCmd calls between two resets
 } VkmqaRecorderCreateInfo;
+// Its memory is allocated here, none later.
 VKMQA_API VkResult vkmqaCreateRecorder(VkmqaContext context, const VkmqaRecorderCreateInfo* info,
                                        VkmqaRecorder* recorder);
+// None of the command buffers recorded with it may be pending.
 VKMQA_API VkResult vkmqaResetRecorder(VkmqaRecorder recorder);
+// Likewise. Null is ignored.
 VKMQA_API void vkmqaDestroyRecorder(VkmqaRecorder recorder);
 
 // ---- Which kernel, and does it compute rightly here? -----------------------------------------
 
+// A kernel, and what it does within given limits.
 typedef struct VkmqaKernelInfo {
     uint32_t structSize;
     uint32_t kernel;    // bit number for avoidKernels
-    VkmqaTier tier;
+    VkmqaTier tier; // the kernel's
     const char* name;   // for logs, such as "cpu-wide-r4"
     const char* reason; // why it was chosen, one sentence
-    uint32_t workgroups[3];
+    uint32_t workgroups[3]; // the grid
     VkBool32 usesDescriptors; // see the top of this file
     uint32_t splits;        // parts of the KV range, merged by a second dispatch when above 1
     uint32_t rowsPerTile;   // rows that share one read of K and V
     uint32_t subgroupSize;  // 0 where the kernel uses none
-    VkDeviceSize sharedMemory;
+    VkDeviceSize sharedMemory; // bytes of a workgroup
     VkDeviceSize cacheBytesRead; // at these limits, all tiles' reads counted
     const char* appendName;      // the kernel of vkmqaCmdAppendKv
     double flops;                // 2 * rows * tokens seen at most * (headDimQk + headDimV)
@@ -624,18 +651,18 @@ VKMQA_API const char* vkmqaGetKernelName(uint32_t kernel);
 VKMQA_API VkResult vkmqaGetVerifyRequirements(VkmqaAttention attention,
                                               VkmqaBufferRequirements* requirements);
 
-typedef void (*VkmqaQueueCallback)(void* userData, VkQueue queue);
-
+// A queue and memory for the test.
 typedef struct VkmqaVerifyInfo {
     uint32_t structSize;
     uint32_t queueFamilyIndex; // with compute
     VkQueue queue; // used by this call alone while it runs, or with lockQueue
-    VkmqaBuffer memory;
+    VkmqaBuffer memory; // of vkmqaGetVerifyRequirements
     void* mapped;       // host address of memory.offset
     uint64_t timeoutNs; // default 10 s
     // Both or none: called around each submission, for a queue that other threads submit to as well.
-    VkmqaQueueCallback lockQueue, unlockQueue;
-    void* queueUserData;
+    VkmqaQueueCallback lockQueue;
+    VkmqaQueueCallback unlockQueue; // the other one
+    void* queueUserData;            // for both
 } VkmqaVerifyInfo;
 
 // Runs every append and attention pipeline of the object, with and without a merge, on small known inputs and

@@ -41,12 +41,13 @@
 extern "C" {
 #endif
 
-typedef struct VkmqaCache_T* VkmqaCache;
+typedef struct VkmqaCache_T* VkmqaCache; // the KV cache of one model
 // An index, a generation and the cache's own number, so that a stale id is told from a new one. 0: none.
 typedef uint64_t VkmqaSequence;
 
 // ---- 1. The cache ----------------------------------------------------------------------------
 
+// How a cache treats its memory.
 typedef enum VkmqaCacheFlagBits {
     // Pages are filled with zeros before a sequence gets them, unless all of them is overwritten by a copy.
     VKMQA_CACHE_CLEAR_FREED_BIT = 0x1,
@@ -55,15 +56,16 @@ typedef enum VkmqaCacheFlagBits {
     VKMQA_CACHE_DEVICE_METADATA_BIT = 0x2,
     VKMQA_CACHE_FLAG_BITS_MAX_ENUM = 0x7FFFFFFF
 } VkmqaCacheFlagBits;
-typedef VkFlags VkmqaCacheFlags;
+typedef VkFlags VkmqaCacheFlags; // of VkmqaCacheFlagBits
 
+// Sizes of a cache, and memory for it.
 typedef struct VkmqaCacheCreateInfo {
     uint32_t structSize;
-    VkmqaCacheFlags flags;
+    VkmqaCacheFlags flags; // VkmqaCacheFlagBits
     // Paged; its shape is that of all layers. Other objects of the same KV shape, types and page size may
     // record with the cache's steps too. Must outlive the cache.
     VkmqaAttention attention;
-    uint32_t numLayers;
+    uint32_t numLayers; // of the model, at least 1
     uint32_t numPages;     // of each layer; a sequence of n tokens takes ceil(n / pageSize) of them
     uint32_t maxSequences; // at the same time; default 1024
     // Limits of a step, see VkmqaStepLimits.
@@ -84,14 +86,15 @@ typedef struct VkmqaCacheCreateInfo {
     const VkmqaKv* layers;
     // Host-visible, host-coherent and mapped: `step` of the requirements; all zero with a null stepMapped.
     VkmqaBuffer stepMemory;
-    void* stepMapped;
+    void* stepMapped; // host address of stepMemory.offset
     // Device-local, usable as target of transfers: `local` of the requirements, where its size is not 0.
     VkmqaBuffer localMemory;
 } VkmqaCacheCreateInfo;
 
+// What a cache takes.
 typedef struct VkmqaCacheRequirements {
     uint32_t structSize;
-    uint32_t pageTokens;
+    uint32_t pageTokens; // tokens of a page
     VkmqaKvRequirements kv;        // of each layer; the usages of its buffers include transfers
     VkmqaBufferRequirements step;  // metadata of stepsInFlight steps
     VkmqaBufferRequirements local; // page lists of vkmqaCmdShiftSequence, metadata with DEVICE_METADATA
@@ -119,6 +122,7 @@ VKMQA_API void vkmqaDestroyCache(VkmqaCache cache);
 // handle or layer.
 VKMQA_API const VkmqaKv* vkmqaGetCacheLayer(VkmqaCache cache, uint32_t layer);
 
+// Pages and sequences, as of now.
 typedef struct VkmqaCacheState {
     uint32_t structSize;
     uint32_t sequences;   // alive
@@ -127,12 +131,14 @@ typedef struct VkmqaCacheState {
     uint32_t usedPages;   // owned by at least one sequence
     uint32_t sharedPages; // of them: by more than one
     uint32_t pagesInTransfer; // being offloaded; they are free when their copies are done
-    uint32_t freeHostPages;
+    uint32_t freeHostPages; // of hostPages
 } VkmqaCacheState;
+// Pure bookkeeping: what has been called so far, whether the device has done it or not.
 VKMQA_API VkResult vkmqaGetCacheState(VkmqaCache cache, VkmqaCacheState* state);
 
 // ---- 2. Sequences ----------------------------------------------------------------------------
 
+// A prompt to look for.
 typedef struct VkmqaSequenceCreateInfo {
     uint32_t structSize;
     uint32_t tokenCount;      // of tokenIds
@@ -147,28 +153,32 @@ typedef struct VkmqaSequenceCreateInfo {
 // sequence that may have been destroyed since. *reusedTokens (may be null) says how many there are, a multiple
 // of the page size; the caller goes on behind them. To compute at least one token, as a model must to
 // continue, leave the prompt's last one out of tokenCount. info may be null: empty, salt 0.
-// Pages of a step that has not been recorded, or was discarded, are not found. A hit compares the ids themselves. Source: automatic prefix caching of vLLM (Kwon et al., arXiv 2309.06180).
+// Pages of a step that has not been recorded, or was discarded, are not found. A hit compares the ids themselves.
+// Source: automatic prefix caching of vLLM (Kwon et al., arXiv 2309.06180).
 VKMQA_API VkResult vkmqaCreateSequence(VkmqaCache cache, const VkmqaSequenceCreateInfo* info,
                                        VkmqaSequence* sequence, uint32_t* reusedTokens);
 
 // 0 is ignored.
 VKMQA_API VkResult vkmqaDestroySequence(VkmqaCache cache, VkmqaSequence sequence);
 
+// A sequence, as of now.
 typedef struct VkmqaSequenceState {
     uint32_t structSize;
     uint32_t length; // tokens
-    uint32_t pages;  // of them offloadedPages in host memory
-    uint32_t offloadedPages;
+    uint32_t pages;  // that hold them
+    uint32_t offloadedPages; // of the pages: in host memory
     uint32_t sharedPages; // with other sequences
-    VkBool32 pinned;
+    VkBool32 pinned; // see vkmqaPinSequence
     uint64_t lastUse; // number of the last step it took part in, from 1
 } VkmqaSequenceState;
+// Likewise, of one sequence.
 VKMQA_API VkResult vkmqaGetSequenceState(VkmqaCache cache, VkmqaSequence sequence,
                                          VkmqaSequenceState* state);
 
+// A sequence's part of a step.
 typedef struct VkmqaSequenceTokens {
-    VkmqaSequence sequence;
-    uint32_t newTokens;
+    VkmqaSequence sequence; // whose they are
+    uint32_t newTokens; // how many
     const uint32_t* tokenIds;  // [newTokens], or null: the tokens are not to be found as a prefix
     // [newTokens], or null: length, length + 1, ... Tokens at other positions (drafts of a tree, by depth) are
     // not to be found as a prefix either. After vkmqaCmdCompactKv, truncate to the accepted tokens; the rows have
@@ -190,10 +200,11 @@ VKMQA_API VkResult vkmqaForkSequence(VkmqaCache cache, VkmqaSequence source, uin
 // reserved ones too.
 VKMQA_API VkResult vkmqaTruncateSequence(VkmqaCache cache, VkmqaSequence sequence, uint32_t length);
 
+// Which tokens to drop.
 typedef struct VkmqaShiftInfo {
     uint32_t structSize;
     VkmqaRecorder recorder; // with descriptors, where none can be pushed; a call per layer
-    VkmqaSequence sequence;
+    VkmqaSequence sequence; // whose tokens
     uint32_t keep; // tokens at the front that stay: attention sinks
     uint32_t drop; // tokens behind them that go; keep + drop is at most the length
     // [numLayers], with a ropeStyle: what vkmqaCmdAppendKv is given for each layer.
@@ -210,6 +221,7 @@ VKMQA_API VkResult vkmqaCmdShiftSequence(VkmqaCache cache, VkCommandBuffer comma
 
 // ---- 3. Steps --------------------------------------------------------------------------------
 
+// The sequences of a step.
 typedef struct VkmqaStepBuildInfo {
     uint32_t structSize;
     uint32_t count; // of tokens: the batch
@@ -219,6 +231,7 @@ typedef struct VkmqaStepBuildInfo {
     VkmqaStepLimits limits;
 } VkmqaStepBuildInfo;
 
+// A step as built.
 typedef struct VkmqaCacheStep {
     uint32_t structSize;
     uint32_t slot;  // which of the stepsInFlight metadata buffers
@@ -254,14 +267,16 @@ VKMQA_API VkResult vkmqaDiscardSteps(VkmqaCache cache);
 
 // Starts copying the sequence's own pages to host memory, on the transfer queue, behind everything submitted
 // so far; they are free for others once the copy is done, which later calls notice, and no prefix until they are
-// restored. Pages shared with others stay. VK_ERROR_OUT_OF_POOL_MEMORY: too few host pages. A pinned sequence is an error.
+// restored. Pages shared with others stay. VK_ERROR_OUT_OF_POOL_MEMORY: too few host pages. A pinned sequence is an
+// error.
 VKMQA_API VkResult vkmqaOffloadSequence(VkmqaCache cache, VkmqaSequence sequence);
 // Starts copying them back; later submissions to the compute queue wait for it, the host does not.
 VKMQA_API VkResult vkmqaRestoreSequence(VkmqaCache cache, VkmqaSequence sequence);
-// Offloads the sequences not made, used or restored for longest, neither pinned nor part of the last stepsInFlight steps, until at
-// least `pages` are free or on their way; *started (may be null): the pages on their way by this call.
+// Offloads the sequences not made, used or restored for longest, neither pinned nor part of the last stepsInFlight
+// steps, until at least `pages` are free or on their way; *started (may be null): the pages on their way by this call.
 // VK_ERROR_OUT_OF_POOL_MEMORY: it cannot free that many; what it has started goes on.
 VKMQA_API VkResult vkmqaOffloadLeastRecent(VkmqaCache cache, uint32_t pages, uint32_t* started);
+// A pinned sequence is never offloaded.
 VKMQA_API VkResult vkmqaPinSequence(VkmqaCache cache, VkmqaSequence sequence, VkBool32 pinned);
 // Waits for the copies that vkmqaOffloadSequence and vkmqaRestoreSequence have started; VK_TIMEOUT when they
 // have not finished.
@@ -269,6 +284,7 @@ VKMQA_API VkResult vkmqaFinishTransfers(VkmqaCache cache, uint64_t timeoutNs);
 
 // ---- 5. Snapshots ----------------------------------------------------------------------------
 
+// Where a snapshot goes to or comes from.
 typedef struct VkmqaSnapshotInfo {
     uint32_t structSize;
     // A file: written to a temporary name beside it, synced and renamed, so that there is the old one or the
@@ -277,10 +293,10 @@ typedef struct VkmqaSnapshotInfo {
     // Moves all `size` bytes, in order; false: an error, passed on as VK_ERROR_UNKNOWN. write for
     // vkmqaSaveSequences, read for vkmqaLoadSequences.
     VkBool32 (*write)(void* userData, const void* data, size_t size);
-    VkBool32 (*read)(void* userData, void* data, size_t size);
+    VkBool32 (*read)(void* userData, void* data, size_t size); // likewise
     // May be null; after every few MiB. false cancels: VK_INCOMPLETE.
     VkBool32 (*progress)(void* userData, uint64_t doneBytes, uint64_t totalBytes);
-    void* userData;
+    void* userData; // for the callbacks
     const char* modelTag; // up to 63 bytes of UTF-8, default ""; a load refuses a snapshot of another
 } VkmqaSnapshotInfo;
 

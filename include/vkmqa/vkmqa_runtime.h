@@ -1,4 +1,4 @@
-// vkmqa runtime layer: a device, buffers and submission for programs that have no Vulkan of their own.
+// vkmqa runtime layer: a device, buffers and submission, for programs that have no Vulkan of their own or import it.
 // SPDX-License-Identifier: MIT
 //
 // Everything here is built from the public core (vkmqa.h) and plain Vulkan 1.1; newer features are used
@@ -19,24 +19,28 @@
 extern "C" {
 #endif
 
-typedef struct VkmqaDevice_T* VkmqaDevice;
-typedef struct VkmqaMemory_T* VkmqaMemory;
-typedef struct VkmqaCommands_T* VkmqaCommands;
+typedef struct VkmqaDevice_T* VkmqaDevice;     // a VkDevice with its queues, opened or imported
+typedef struct VkmqaMemory_T* VkmqaMemory;     // a VkBuffer with memory of its own
+typedef struct VkmqaCommands_T* VkmqaCommands; // a command buffer with its fence and recorder
 
 // ---- Devices ---------------------------------------------------------------------------------
 
+// A device of this machine.
 typedef struct VkmqaDeviceProperties {
     uint32_t structSize;
     uint32_t index; // for the selector "INDEX"
-    char name[256];
-    char driverName[256];
-    char driverInfo[256];
-    uint8_t uuid[16];
-    VkPhysicalDeviceType type;
-    uint32_t vendorId, deviceId, apiVersion, driverVersion;
+    char name[256];            // VkPhysicalDeviceProperties::deviceName
+    char driverName[256];      // VkPhysicalDeviceDriverProperties, empty where the driver does not say
+    char driverInfo[256];      // likewise
+    uint8_t uuid[16];          // VkPhysicalDeviceIDProperties::deviceUUID
+    VkPhysicalDeviceType type; // discrete, integrated ...
+    uint32_t vendorId;         // PCI's
+    uint32_t deviceId;         // PCI's
+    uint32_t apiVersion;       // of Vulkan, that the device has
+    uint32_t driverVersion;    // in the driver's own format
     uint32_t driverId;            // VkDriverId, 0 where the driver does not say
     VkDeviceSize deviceMemory;    // bytes of the largest device-local heap
-    uint32_t subgroupSize;
+    uint32_t subgroupSize; // by default
     uint32_t sharedMemory;        // bytes per workgroup
     uint32_t maxStorageRange;     // bytes, clamped to 32 bits
     VkBool32 deviceAddresses;     // supported, when listed; enabled, on an opened device
@@ -50,6 +54,7 @@ typedef struct VkmqaDeviceProperties {
 VKMQA_API VkResult vkmqaListDevices(uint32_t* count, VkmqaDeviceProperties* properties,
                                     VkmqaMessageCallback messageCallback, void* messageUserData);
 
+// Which device, and how to open it.
 typedef struct VkmqaDeviceOpenInfo {
     uint32_t structSize;
     // "auto" (default): the discrete GPU with the most memory, then integrated, virtual, CPU;
@@ -62,32 +67,34 @@ typedef struct VkmqaDeviceOpenInfo {
     VkBool32 portableOnly;         // enable nothing beyond Vulkan 1.1, to see what such a device does
     VkBool32 skipVerification;     // do not run vkmqaVerifyAttention in vkmqaDeviceCreateAttention
     const void* pipelineCacheData; // optional initial contents of the VkPipelineCache
-    size_t pipelineCacheSize;
-    VkmqaMessageCallback messageCallback;
-    void* messageUserData;
+    size_t pipelineCacheSize; // of them, in bytes
+    VkmqaMessageCallback messageCallback; // optional
+    void* messageUserData; // for it
     // Rendering and other programs go first: the lowest queue priority, and the low global one
-    // (VK_EXT_global_priority) where the driver
-    // grants it.
+    // (VK_EXT_global_priority) where the driver grants it.
     VkBool32 lowPriority;
 } VkmqaDeviceOpenInfo;
 
 // Creates an instance, a device with what vkmqaGetDeviceRequirements asks for, a compute queue, a
 // transfer queue where there is one of its own, and a context.
 VKMQA_API VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device);
+
+// A VkDevice of yours, its queues and what guards them.
 typedef struct VkmqaDeviceImportInfo {
     uint32_t structSize;
     // Everything vkmqaCreateContext asks for, and in its words; it holds for the whole device: its allocator for every
-    // object, its pipelineCache as it is. Without runJobs and without an
-    // allocator, pipelines are compiled on threads that live as long as the creation.
+    // object, its pipelineCache as it is. Without runJobs and without an allocator, pipelines are compiled on threads
+    // that live as long as the creation.
     const VkmqaContextCreateInfo* context;
     // The engine's own queue, or better an asynchronous one of a family without graphics.
     VkQueue computeQueue;
-    uint32_t computeFamily;
-    uint32_t transferFamily;
+    uint32_t computeFamily; // its family
+    uint32_t transferFamily; // transferQueue's family
     VkQueue transferQueue; // for uploads, downloads and offload; default computeQueue
     // Both or none: called around every use that the layer makes of a queue, for those that others use too.
-    VkmqaQueueCallback lockQueue, unlockQueue;
-    void* queueUserData;
+    VkmqaQueueCallback lockQueue;
+    VkmqaQueueCallback unlockQueue; // the other one
+    void* queueUserData;            // for both
     VkBool32 skipVerification; // as in VkmqaDeviceOpenInfo
     // VkDeviceGroupDeviceCreateInfo::physicalDeviceCount of the device. Groups of several are refused with
     // VK_ERROR_FEATURE_NOT_PRESENT: import a device of one of them. Default 1.
@@ -100,10 +107,11 @@ typedef struct VkmqaDeviceImportInfo {
 VKMQA_API VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* info, VkmqaDevice* device);
 
 // Waits for the device (60 s at most, 600 s on a CPU), destroys it and everything it owns, which an imported VkDevice
-// is not: of that it waits for the queues given. Null is ignored. Attention objects must have been destroyed. While memories or commands made from it exist, it
-// sends an error message and leaves the device open.
+// is not: of that it waits for the queues given. Null is ignored. Attention objects must have been destroyed. While
+// memories or commands made from it exist, it sends an error message and leaves the device open.
 VKMQA_API void vkmqaCloseDevice(VkmqaDevice device);
 
+// As listed, but for deviceAddresses: whether they are enabled.
 VKMQA_API VkResult vkmqaGetDeviceProperties(VkmqaDevice device, VkmqaDeviceProperties* properties);
 // The device's context, for the calls of vkmqa.h; it belongs to the device. Null for a wrong handle.
 VKMQA_API VkmqaContext vkmqaGetDeviceContext(VkmqaDevice device);
@@ -111,14 +119,17 @@ VKMQA_API VkmqaContext vkmqaGetDeviceContext(VkmqaDevice device);
 // The Vulkan objects beneath, for programs that outgrow this layer.
 typedef struct VkmqaDeviceHandles {
     uint32_t structSize;
-    VkInstance instance;
-    VkPhysicalDevice physicalDevice;
-    VkDevice device;
-    VkQueue computeQueue, transferQueue; // the same queue where the device has only one
-    uint32_t computeFamily, transferFamily;
-    PFN_vkGetInstanceProcAddr getInstanceProcAddr;
-    VkPipelineCache pipelineCache;
+    VkInstance instance;             // the layer's own, or the imported one
+    VkPhysicalDevice physicalDevice; // of it
+    VkDevice device;                 // likewise
+    VkQueue computeQueue;            // where commands go
+    VkQueue transferQueue;           // where copies go; the same queue where the device has only one
+    uint32_t computeFamily;          // of computeQueue
+    uint32_t transferFamily;         // of transferQueue
+    PFN_vkGetInstanceProcAddr getInstanceProcAddr; // that the rest came from
+    VkPipelineCache pipelineCache;   // vkGetPipelineCacheData is worth keeping
 } VkmqaDeviceHandles;
+// They belong to the device.
 VKMQA_API VkResult vkmqaGetDeviceHandles(VkmqaDevice device, VkmqaDeviceHandles* handles);
 
 // vkmqaCreateAttention, then vkmqaVerifyAttention: kernels that answer wrongly on this driver are
@@ -130,6 +141,7 @@ VKMQA_API VkResult vkmqaDeviceCreateAttention(VkmqaDevice device,
 
 // ---- Memory ----------------------------------------------------------------------------------
 
+// Where memory lies.
 typedef enum VkmqaMemoryKind {
     VKMQA_MEMORY_DEVICE = 0,   // device-local; filled and read through vkmqaUpload and vkmqaDownload
     VKMQA_MEMORY_UPLOAD = 1,   // host-visible and coherent, mapped, for metadata written every step
@@ -154,6 +166,7 @@ VKMQA_API void* vkmqaGetMemoryPointer(VkmqaMemory memory);
 // multiples of 4 bytes. VK_TIMEOUT as for waits that hang.
 VKMQA_API VkResult vkmqaUpload(VkmqaMemory memory, VkDeviceSize offset, const void* data,
                                VkDeviceSize size);
+// The other way.
 VKMQA_API VkResult vkmqaDownload(VkmqaMemory memory, VkDeviceSize offset, void* data,
                                  VkDeviceSize size);
 
@@ -171,6 +184,7 @@ VKMQA_API VkResult vkmqaBeginCommands(VkmqaCommands commands); // drops what was
 VKMQA_API VkCommandBuffer vkmqaGetCommandBuffer(VkmqaCommands commands);
 // For VkmqaAppendInfo::recorder and its like; it belongs to the commands. Null for a wrong handle.
 VKMQA_API VkmqaRecorder vkmqaGetCommandsRecorder(VkmqaCommands commands);
+// Ends the recording, where it has not been ended, and submits to the compute queue. Does not wait.
 VKMQA_API VkResult vkmqaSubmitCommands(VkmqaCommands commands);
 // VK_TIMEOUT when it has not finished; VK_ERROR_DEVICE_LOST is sticky for the device.
 VKMQA_API VkResult vkmqaWaitCommands(VkmqaCommands commands, uint64_t timeoutNs);
