@@ -35,7 +35,7 @@
     X(11, HADAMARD, 1)       /* elements that append mixes, a power of two; 1 = off */             \
     X(12, ROWS, 1)           /* rows of a tile: what one pass over K and V serves */               \
     X(13, CLUSTER, 1)        /* lanes that share one token's row (attn_stream) */                  \
-    X(14, BLOCK, 32)         /* tokens of a shared-memory tile (attn_tile) */                      \
+    X(14, BLOCK, 32)         /* tokens of a shared-memory tile (attn_tile, attn_coopmat) */        \
     X(15, SCALE, 0x3F800000) /* factor of the scores */                                            \
     X(16, SOFTCAP, 0)        /* 0 = off */                                                         \
     X(17, WINDOW_LEFT, VKMQA_UNBOUNDED)  /* positions before a row's own that it sees */           \
@@ -80,7 +80,7 @@
 #define VKMQA_PARAM_ROPE_MAGNITUDE(headsQ, headsKv) (2 * (headsQ) + 4 * (headsKv))
 #define VKMQA_PARAM_ROPE(headsQ, headsKv) (2 * (headsQ) + 4 * (headsKv) + 2)
 
-// Descriptor bindings of kernels with VKMQA_BIND, set 0.
+// Descriptor bindings of kernels with VKMQA_BIND, set 0; shift's are compact's.
 //                           attention            append       merge          merge_states   compact
 #define VKMQA_BIND_Q 0    // q                    new K        partial out    partial out
 #define VKMQA_BIND_K 1    // K                    K            partial (m, l) partial lse    K
@@ -101,7 +101,7 @@
 #define VKMQA_BAD_SLOT 8u
 #define VKMQA_BAD_ACCEPTED 16u
 
-// Bits of VkmqaAttentionPush::flags and VkmqaMergePush::flags.
+// Bits of splitsAndFlags, and of VkmqaMergeStatesPush::flags.
 #define VKMQA_WRITE_LSE 1u
 #define VKMQA_ADD_SINKS 2u // sinks count here, and not in a later merge
 

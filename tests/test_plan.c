@@ -187,6 +187,7 @@ static void grids_beyond_the_device_are_refused(void** state) {
     assert_true(vkmqa_fold_grid(&small, 10000, groups));
     assert_false(vkmqa_fold_grid(&small, 10001, groups));
     assert_true(vkmqa_fold_grid(&small, 101, groups));
+    assert_int_equal(groups[0], small.maxGroupCount[0]); // GRID_WIDTH
     assert_true(groups[0] * groups[1] >= 101 && groups[0] <= 100);
 }
 

@@ -97,7 +97,8 @@ static void damageIsNamed(void** state) {
         {HEAD "32:8 128/128 f16/f16 more stream-r1 64 1\n32:8 128/128 f16/f16 more stream-r4 64 1\n", "line 6"},
         {HEAD "32:8 128/128 f16/f16 1 a 64 1\n32:8 128/128 f16/f16 2 a 64 1\n32:8 128/128 f16/f16 3 a 64 1\n"
               "32:8 128/128 f16/f16 4 a 64 1\n32:8 128/128 f16/f16 5 a 64 1\n32:8 128/128 f16/f16 6 a 64 1\n"
-              "32:8 128/128 f16/f16 more a 64 1\n", "line 11"},
+              "32:8 128/128 f16/f16 7 a 64 1\n32:8 128/128 f16/f16 8 a 64 1\n32:8 128/128 f16/f16 more a 64 1\n",
+         "line 13 is one more"},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         struct VkmqaTuned tuned;

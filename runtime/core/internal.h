@@ -6,7 +6,7 @@
 //   choice  kernels for caps and shape                    (select.c: pure C, one table of data)
 //   plan    grid and sizes of one call                    (plan.c: pure C)
 //   cost    what it takes                                 (estimate.c: pure C)
-//   pipelines, record                                     (the only code that calls vkCmd*)
+//   pipelines, record                                     (with call.c and recorder.c the only code that calls vkCmd*, but for verify.c's)
 #ifndef VKMQA_INTERNAL_H
 #define VKMQA_INTERNAL_H
 

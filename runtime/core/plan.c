@@ -3,6 +3,8 @@
 
 static uint64_t divide_up(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 
+// Rows as wide as the device allows, wherever there is more than one: kernels know the width as GRID_WIDTH, since a
+// dispatch of a part of the grid cannot ask for it.
 bool vkmqa_fold_grid(const struct VkmqaCaps* caps, uint64_t count, uint32_t groups[2]) {
     uint64_t x = count < caps->maxGroupCount[0] ? count : caps->maxGroupCount[0];
     uint64_t y = divide_up(count, x);

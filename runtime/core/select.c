@@ -45,8 +45,9 @@ struct VkmqaKernel {
     const char* reason;
 };
 
-// The row's number is the kernel's bit in avoidKernels. Rows that differ in `rows` alone are a family, named
-// alike up to the -rN: a call takes the fewest rows that hold a sequence's, or else the most.
+// The row's number is the kernel's bit in avoidKernels. Rows of the same name up to its last '-' (same_family) are a
+// family, of which an object has every kernel that fits: a call takes the fewest rows that hold a sequence's, or else
+// the most.
 static const struct VkmqaKernel kernels[] = {
 #define WIDE "lavapipe from Mesa 26 on: lanes are head elements, loads become whole vectors"
 #define EIGHTS "a driver that runs on the CPU: one subgroup per workgroup, no barriers"

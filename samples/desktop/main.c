@@ -145,6 +145,10 @@ int main(int count, char** arguments) {
             return 2;
         }
     }
+    if (shot && !frames) {
+        fprintf(stderr, "--screenshot %s needs --frames N: the picture is of the last frame\n", shot);
+        return 2;
+    }
     Window window;
     Model model;
     View view;

@@ -91,7 +91,8 @@ static void createSwapchain(Window* window) {
         .presentMode = VK_PRESENT_MODE_FIFO_KHR, .clipped = VK_TRUE, .oldSwapchain = old}, NULL, &window->swapchain));
     vkDestroySwapchainKHR(window->device, old, NULL);
     window->imageCount = 8;
-    CHECK(vkGetSwapchainImagesKHR(window->device, window->swapchain, &window->imageCount, window->images));
+    VkResult listed = vkGetSwapchainImagesKHR(window->device, window->swapchain, &window->imageCount, window->images);
+    CHECK(listed == VK_INCOMPLETE ? VK_ERROR_TOO_MANY_OBJECTS : listed); // of which any may be acquired
 }
 
 static uint32_t memoryType(const Window* window, uint32_t bits, VkMemoryPropertyFlags flags) {

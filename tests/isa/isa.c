@@ -109,7 +109,9 @@ static int judge(const char* key, const Statistics* statistics, const char* old,
         uint64_t than = strtoull(at, &end, 10);
         bool known = end != at;
         at = known ? end : strchr(at, '-') ? strchr(at, '-') + 1 : NULL;
-        if (known && statistics->known[c] && isWorse(c, statistics->values[c], than))
+        if (known && !statistics->known[c])
+            worse += printf("  WORSE: the driver no longer says %s\n", statisticNames[c]) > 0;
+        else if (known && isWorse(c, statistics->values[c], than))
             worse += printf("  WORSE: %s was %llu\n", statisticNames[c], (unsigned long long)than) > 0;
     }
     return worse;
@@ -177,7 +179,9 @@ static VkmqaContext openContext(void) {
                                              .getInstanceProcAddr = getProc};
     if (vkmqaGetDeviceRequirements(&ask, &requirements) != VK_SUCCESS)
         exit(1);
-    const char* names[32] = {VK_KHR_PIPELINE_EXECUTABLE_PROPERTIES_EXTENSION_NAME};
+    const char* names[64] = {VK_KHR_PIPELINE_EXECUTABLE_PROPERTIES_EXTENSION_NAME};
+    if (requirements.extensionCount + 1 > sizeof(names) / sizeof(names[0]))
+        exit(1);
     for (uint32_t i = 0; i < requirements.extensionCount; i++)
         names[i + 1] = requirements.extensionNames[i];
     VkPhysicalDevicePipelineExecutablePropertiesFeaturesKHR statistics = {
@@ -276,12 +280,14 @@ int main(int argc, char** argv) {
     }
     if (update)
         fclose(file);
-    if (path && !update && !judged)
-        printf("reported, not judged: the table is of %s\n", committedCount ? committed[0] : "no driver yet");
+    if (path && !update && !committedCount)
+        worse += printf("  WORSE: %s is missing or empty; make it with --update\n", path) > 0;
+    else if (path && !update && !judged)
+        printf("skipped: reported, not judged: the table is of %s\n", committed[0]);
     if (judged && lines < committedCount) // a driver that says nothing must not pass
         worse += printf("  WORSE: %zu lines of the table have no pipeline; update it\n", committedCount - lines) > 0;
     if (judged)
         printf("%d worse than %s\n", worse, path);
     fflush(stdout);
-    _Exit(worse > 0); // shims do not survive the destruction of a device
+    _Exit(worse > 0 ? 1 : judged || update || !path ? 0 : 77); // shims do not survive the destruction of a device
 }
