@@ -1,5 +1,5 @@
 // The known-answer test passes on a driver that computes rightly, for every kind of object: it must not take a
-// good kernel away. That it notices a bad one is test_faults' business.
+// good kernel away. That it notices a bad one is test_planted's business.
 #include "harness.h"
 
 #include <stdio.h>

@@ -141,6 +141,11 @@ static VkResult record_attention(struct Runner* runner, uint32_t candidate, uint
                                   &runner->step, &trial->limits, &plan, &dispatches);
 }
 
+static void use_queue(const struct Runner* runner, VkmqaQueueCallback callback) {
+    if (callback)
+        callback(runner->info->queueUserData, runner->info->queue);
+}
+
 // splits 0: append.
 static VkResult run(struct Runner* runner, uint32_t candidate, uint32_t splits) {
     const struct VkmqaContext_T* context = runner->trial->attention.context;
@@ -172,17 +177,21 @@ static VkResult run(struct Runner* runner, uint32_t candidate, uint32_t splits) 
         .pCommandBuffers = &runner->commands,
     };
     if (result == VK_SUCCESS) {
-        if (runner->info->lockQueue)
-            runner->info->lockQueue(runner->info->queueUserData, runner->info->queue);
+        use_queue(runner, runner->info->lockQueue);
         result = context->vk.QueueSubmit(runner->info->queue, 1, &submit, runner->fence);
-        if (runner->info->unlockQueue)
-            runner->info->unlockQueue(runner->info->queueUserData, runner->info->queue);
+        use_queue(runner, runner->info->unlockQueue);
     }
     if (result != VK_SUCCESS)
         return result;
     uint64_t timeout = runner->info->timeoutNs ? runner->info->timeoutNs : 10000000000ull;
     result = context->vk.WaitForFences(context->device, 1, &runner->fence, VK_TRUE, timeout);
-    runner->pending = result != VK_SUCCESS && result != VK_ERROR_DEVICE_LOST;
+    runner->pending = result == VK_TIMEOUT;
+    if (result < 0 && result != VK_ERROR_DEVICE_LOST) { // no memory for this way of waiting
+        use_queue(runner, runner->info->lockQueue);
+        VkResult idle = context->vk.QueueWaitIdle(runner->info->queue);
+        use_queue(runner, runner->info->unlockQueue);
+        runner->pending = idle != VK_SUCCESS && idle != VK_ERROR_DEVICE_LOST;
+    }
     return result;
 }
 

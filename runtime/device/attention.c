@@ -34,9 +34,9 @@ static VkResult verify(VkmqaDevice device, const char* call, VkmqaAttention atte
         .memory = vkmqaGetMemoryRange(*memory, 0, 0),
         .mapped = vkmqaGetMemoryPointer(*memory),
         .timeoutNs = device->waitLimitNs,
-        .lockQueue = device->lockQueue,
-        .unlockQueue = device->unlockQueue,
-        .queueUserData = device->queueUserData,
+        .lockQueue = vkmqa_lock_queue,
+        .unlockQueue = vkmqa_unlock_queue,
+        .queueUserData = device,
     };
     result = vkmqaVerifyAttention(attention, &info, failed);
     if (result == VK_TIMEOUT)

@@ -26,8 +26,10 @@ static VkResult make_copies(VkmqaDevice device, const char* call, struct VkmqaCo
         .queueFamilyIndex = device->physical.transferFamily,
     };
     VkResult result = vk->CreateCommandPool(device->handle, &pool, vkmqa_device_allocator(device), &made->pool);
-    if (result)
+    if (result) { // after a failure handles hold anything
+        made->pool = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateCommandPool");
+    }
     VkCommandBufferAllocateInfo buffer = {
         .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
         .commandPool = made->pool,
@@ -39,14 +41,19 @@ static VkResult make_copies(VkmqaDevice device, const char* call, struct VkmqaCo
         return vkmqa_device_result(device, result, call, "vkAllocateCommandBuffers");
     VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     result = vk->CreateFence(device->handle, &fence, vkmqa_device_allocator(device), &made->fence);
-    if (result)
+    if (result) {
+        made->fence = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateFence");
+    }
     VkSemaphoreCreateInfo semaphore = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO};
     if (device->transferQueue == device->computeQueue)
         return VK_SUCCESS;
-    result = vk->CreateSemaphore(device->handle, &semaphore, vkmqa_device_allocator(device), &made->before);
-    if (result == VK_SUCCESS)
-        result = vk->CreateSemaphore(device->handle, &semaphore, vkmqa_device_allocator(device), &made->after);
+    VkSemaphore* both[] = {&made->before, &made->after};
+    for (int i = 0; i < 2 && result == VK_SUCCESS; i++) {
+        result = vk->CreateSemaphore(device->handle, &semaphore, vkmqa_device_allocator(device), both[i]);
+        if (result)
+            *both[i] = VK_NULL_HANDLE;
+    }
     return vkmqa_device_result(device, result, call, "vkCreateSemaphore");
 }
 

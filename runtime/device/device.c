@@ -38,13 +38,24 @@ VkResult vkmqa_device_result(VkmqaDevice device, VkResult result, const char* ca
         result == VK_ERROR_DEVICE_LOST ? "; close the device and open it again" : "");
 }
 
-VkResult vkmqa_submit(VkmqaDevice device, VkQueue queue, uint32_t count, const VkSubmitInfo* submits,
-                      VkFence fence) {
+void vkmqa_lock_queue(void* userData, VkQueue queue) {
+    VkmqaDevice device = userData;
+    device->used = true;
     if (device->lockQueue)
         device->lockQueue(device->queueUserData, queue);
-    VkResult result = device->loader.vk.QueueSubmit(queue, count, submits, fence);
+}
+
+void vkmqa_unlock_queue(void* userData, VkQueue queue) {
+    VkmqaDevice device = userData;
     if (device->unlockQueue)
         device->unlockQueue(device->queueUserData, queue);
+}
+
+VkResult vkmqa_submit(VkmqaDevice device, VkQueue queue, uint32_t count, const VkSubmitInfo* submits,
+                      VkFence fence) {
+    vkmqa_lock_queue(device, queue);
+    VkResult result = device->loader.vk.QueueSubmit(queue, count, submits, fence);
+    vkmqa_unlock_queue(device, queue);
     return result;
 }
 
@@ -67,17 +78,17 @@ static VkResult drain_queue(VkmqaDevice device, const char* call, VkQueue queue)
 
 // Not vkDeviceWaitIdle, which would need the queues of an imported device that this layer does not know.
 static VkResult wait_idle(VkmqaDevice device, VkQueue queue) {
-    if (device->lockQueue)
-        device->lockQueue(device->queueUserData, queue);
+    vkmqa_lock_queue(device, queue);
     VkResult result = device->loader.vk.QueueWaitIdle(queue);
-    if (device->unlockQueue)
-        device->unlockQueue(device->queueUserData, queue);
+    vkmqa_unlock_queue(device, queue);
     return result;
 }
 
 VkResult vkmqa_drain_device(VkmqaDevice device, const char* call) {
     if (device->hung)
         return VK_TIMEOUT;
+    if (!device->used)
+        return VK_SUCCESS;
     VkResult result = device->lost ? VK_ERROR_DEVICE_LOST : VK_SUCCESS;
     if (result == VK_SUCCESS)
         result = drain_queue(device, call, device->computeQueue);
@@ -224,6 +235,7 @@ VkResult vkmqaGetDeviceHandles(VkmqaDevice device, VkmqaDeviceHandles* handles) 
                                          "VkmqaDeviceHandles", handles, sizeof(*handles));
     if (result)
         return result;
+    device->used = true; // by whoever has its queues
     VkmqaDeviceHandles source = {
         .instance = device->loader.instance,
         .physicalDevice = device->physical.handle,

@@ -103,6 +103,7 @@ struct VkmqaCopies;
 struct VkmqaDevice_T {
     uint32_t magic;
     bool imported;  // instance, VkDevice and queues belong to somebody else
+    bool used;      // something may have been submitted to its queues
     bool lost;      // sticky
     bool hung;      // lost because a queue never became idle: waiting would not end
     long processId; // of the process that opened it
@@ -137,6 +138,9 @@ VkmqaDevice vkmqa_new_device(const struct VkmqaMessenger* messenger, const char*
 VkResult vkmqa_start_device(VkmqaDevice device, const char* call, bool deviceAddresses);
 void vkmqa_destroy_device(VkmqaDevice device);
 
+// Around every use of a queue; userData is the device.
+void vkmqa_lock_queue(void* userData, VkQueue queue);
+void vkmqa_unlock_queue(void* userData, VkQueue queue);
 bool vkmqa_enables_addresses(const VkPhysicalDeviceFeatures2* features);
 bool vkmqa_is_device(VkmqaDevice device);
 // Whether call may use the device: not null, not of the parent process, not lost.

@@ -30,8 +30,11 @@ VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention, con
                                             slices.groupsPerSlice);
         if (!result)
             result = vkmqaSubmitCommands(commands);
-        if (!result)
+        if (!result) {
             result = vkmqaWaitCommands(commands, device->waitLimitNs);
+            if (result < 0 && vkmqa_drain_device(device, call) == VK_SUCCESS) // so that the caller may try again
+                vkmqaWaitCommands(commands, 0);
+        }
         if (result)
             return result;
         uint64_t left = slices.groups - done;

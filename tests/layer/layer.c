@@ -9,16 +9,37 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-static const LayerModule* const modules[] = {&layerLose};
+static const LayerModule* const modules[] = {&layerFail, &layerLose};
 
 static const LayerModule* active; // null: pass
 static PFN_vkGetInstanceProcAddr nextInstanceProcAddr;
 static PFN_vkGetDeviceProcAddr nextDeviceProcAddr;
-static VkInstance currentInstance;
-static VkDevice currentDevice;
 
-PFN_vkVoidFunction layerNextInstance(const char* name) { return nextInstanceProcAddr(currentInstance, name); }
-PFN_vkVoidFunction layerNext(const char* name) { return nextDeviceProcAddr(currentDevice, name); }
+// Instances or devices alive, the last one created at the end. Calls are looked up through that one, and serve all.
+typedef struct Alive {
+    void* handles[512];
+    size_t count;
+} Alive;
+static Alive instances, devices;
+
+static void* newest(const Alive* alive) { return alive->count ? alive->handles[alive->count - 1] : NULL; }
+
+static void add(Alive* alive, void* handle) {
+    if (alive->count == sizeof(alive->handles) / sizeof(alive->handles[0]))
+        abort();
+    alive->handles[alive->count++] = handle;
+}
+
+static void removeFrom(Alive* alive, const void* handle) {
+    size_t i = 0;
+    while (i < alive->count && alive->handles[i] != handle)
+        i++;
+    if (i < alive->count)
+        memmove(alive->handles + i, alive->handles + i + 1, (--alive->count - i) * sizeof(void*));
+}
+
+PFN_vkVoidFunction layerNextInstance(const char* name) { return nextInstanceProcAddr(newest(&instances), name); }
+PFN_vkVoidFunction layerNext(const char* name) { return nextDeviceProcAddr(newest(&devices), name); }
 
 // A test whose way is misspelt would prove nothing.
 static void start(void) {
@@ -60,9 +81,14 @@ static VKAPI_ATTR VkResult VKAPI_CALL createInstance(const VkInstanceCreateInfo*
     start();
     nextInstanceProcAddr = takeInstanceLink(info)->pfnNextGetInstanceProcAddr;
     PFN_vkCreateInstance create = (PFN_vkCreateInstance)nextInstanceProcAddr(VK_NULL_HANDLE, "vkCreateInstance");
-    VkResult result = create(info, allocator, instance);
+    VkResult result = active && active->refuse ? active->refuse("vkCreateInstance") : VK_SUCCESS;
     if (result == VK_SUCCESS)
-        currentInstance = *instance;
+        result = create(info, allocator, instance);
+    if (result == VK_SUCCESS) {
+        add(&instances, *instance);
+        if (active && active->made)
+            active->made(true, 1);
+    }
     return result;
 }
 
@@ -71,13 +97,34 @@ static VKAPI_ATTR VkResult VKAPI_CALL createDevice(VkPhysicalDevice physicalDevi
     const VkLayerDeviceLink* link = takeDeviceLink(info);
     nextDeviceProcAddr = link->pfnNextGetDeviceProcAddr;
     PFN_vkCreateDevice create =
-        (PFN_vkCreateDevice)link->pfnNextGetInstanceProcAddr(currentInstance, "vkCreateDevice");
+        (PFN_vkCreateDevice)link->pfnNextGetInstanceProcAddr(newest(&instances), "vkCreateDevice");
     if (active && active->deviceInfo)
         info = active->deviceInfo(physicalDevice, info);
-    VkResult result = create(physicalDevice, info, allocator, device);
+    VkResult result = active && active->refuse ? active->refuse("vkCreateDevice") : VK_SUCCESS;
     if (result == VK_SUCCESS)
-        currentDevice = *device;
+        result = create(physicalDevice, info, allocator, device);
+    if (result == VK_SUCCESS) {
+        add(&devices, *device);
+        if (active && active->made)
+            active->made(false, 1);
+    }
     return result;
+}
+
+static VKAPI_ATTR void VKAPI_CALL destroyInstance(VkInstance instance, const VkAllocationCallbacks* allocator) {
+    if (instance && active && active->made)
+        active->made(true, -1);
+    PFN_vkDestroyInstance destroy = (PFN_vkDestroyInstance)nextInstanceProcAddr(instance, "vkDestroyInstance");
+    removeFrom(&instances, instance);
+    destroy(instance, allocator);
+}
+
+static VKAPI_ATTR void VKAPI_CALL destroyDevice(VkDevice device, const VkAllocationCallbacks* allocator) {
+    if (device && active && active->made)
+        active->made(false, -1);
+    PFN_vkDestroyDevice destroy = (PFN_vkDestroyDevice)nextDeviceProcAddr(device, "vkDestroyDevice");
+    removeFrom(&devices, device);
+    destroy(device, allocator);
 }
 
 static PFN_vkVoidFunction intercepted(const char* name) {
@@ -90,6 +137,8 @@ static PFN_vkVoidFunction intercepted(const char* name) {
 static VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL getDeviceProcAddr(VkDevice device, const char* name) {
     if (strcmp(name, "vkGetDeviceProcAddr") == 0)
         return (PFN_vkVoidFunction)getDeviceProcAddr;
+    if (strcmp(name, "vkDestroyDevice") == 0)
+        return (PFN_vkVoidFunction)destroyDevice;
     PFN_vkVoidFunction below = nextDeviceProcAddr(device, name);
     PFN_vkVoidFunction ours = intercepted(name);
     return below && ours ? ours : below;
@@ -100,6 +149,8 @@ static VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL getInstanceProcAddr(VkInstance i
         LAYER_ENTRY(vkGetDeviceProcAddr, getDeviceProcAddr),
         LAYER_ENTRY(vkCreateInstance, createInstance),
         LAYER_ENTRY(vkCreateDevice, createDevice),
+        LAYER_ENTRY(vkDestroyInstance, destroyInstance),
+        LAYER_ENTRY(vkDestroyDevice, destroyDevice),
     };
     if (strcmp(name, "vkGetInstanceProcAddr") == 0)
         return (PFN_vkVoidFunction)getInstanceProcAddr;

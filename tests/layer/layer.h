@@ -2,6 +2,7 @@
 // driver a bad one. VKMQA_LAYER in the environment, read when an instance is created, says how:
 //   pass            everything is passed on
 //   lose:WHAT       work is lost silently (lose.c)
+//   fail[:WHAT]     calls fail (fail.h)
 // Each way is a module: a start, which reads what follows the colon, and a table of entry points that it takes over.
 // Instances and devices may be many, but of one driver.
 #ifndef LAYER_H
@@ -24,11 +25,14 @@ typedef struct LayerModule {
     size_t entryCount;
     // Takes part in the making of a device: may replace its info, before anything is called. Or null.
     const VkDeviceCreateInfo* (*deviceInfo)(VkPhysicalDevice, const VkDeviceCreateInfo* info);
+    // What vkCreateInstance or vkCreateDevice, the entry, returns instead of being called; VK_SUCCESS: it is. Or null.
+    VkResult (*refuse)(const char* entry);
+    void (*made)(bool instance, long by); // an instance or a device was made (1), destroyed (-1). Or null.
 } LayerModule;
 
-extern const LayerModule layerLose;
+extern const LayerModule layerFail, layerLose;
 
-// What lies below, of the driver: entry points of the instance and of the device created last.
+// What lies below, of the driver: entry points of the instance created last and of the last device that is alive.
 PFN_vkVoidFunction layerNextInstance(const char* name);
 PFN_vkVoidFunction layerNext(const char* name);
 

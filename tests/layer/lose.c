@@ -54,4 +54,5 @@ static const LayerEntry entries[] = {
     LAYER_ENTRY(vkQueueSubmit2, queueSubmit2),
 };
 
-const LayerModule layerLose = {"lose", start, entries, sizeof(entries) / sizeof(entries[0]), NULL};
+const LayerModule layerLose = {.name = "lose", .start = start, .entries = entries,
+                               .entryCount = sizeof(entries) / sizeof(entries[0])};

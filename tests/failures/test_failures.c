@@ -1,0 +1,205 @@
+// Every call of Vulkan and of the C library that the library makes, failing in every way it may: the right code comes
+// out, with a sentence; nothing is leaked; everything can be destroyed; a second attempt works, and computes what
+// it should.
+#define _DEFAULT_SOURCE // mkdtemp
+#include "failures.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const LayerFail* layerFail;
+static char folder[] = "/tmp/vkmqa-failures-XXXXXX";
+
+bool attemptNote(Attempt* attempt, VkResult result, const char* call, bool again) {
+    attempt->last = result < 0 ? result : VK_SUCCESS;
+    attempt->lastCall = call;
+    if (result >= 0)
+        return true;
+    if (!again && !attempt->first) {
+        attempt->first = result;
+        attempt->call = call;
+        snprintf(attempt->message, sizeof(attempt->message), "%s", harness.message);
+    }
+    return false;
+}
+
+// Failures that the library can live with, and how.
+static const char* survivable(const char* entry) {
+    static const char* const entries[][2] = {
+        {"vkCreatePipelineCache", "pipelines are compiled without one"},
+        {"vkGetQueryPoolResults", "a time is then 0"},
+        {"vkCreateDevice", "it is opened without a low priority"},
+        {"vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR", "it counts as having no matrices"},
+        {"close after reading", "nothing is lost"},
+        {"pthread_create", "the calling thread does it all"},
+        {"vkEnumerateDeviceExtensionProperties", "the device is taken without extensions"},
+    };
+    for (size_t i = 0; i < COUNT(entries); i++)
+        if (strcmp(entries[i][0], entry) == 0)
+            return entries[i][1];
+    return NULL;
+}
+
+static long filesIn(const char* path) {
+    long count = -2; // . and ..
+    DIR* opened = opendir(path);
+    while (opened && readdir(opened))
+        count++;
+    closedir(opened);
+    return count;
+}
+
+typedef struct Baseline {
+    char alive[512];
+    long allocations, files;
+} Baseline;
+
+static Baseline baseline(void) {
+    Baseline now = {.allocations = systemAllocations(), .files = systemFiles()};
+    snprintf(now.alive, sizeof(now.alive), "%s", layerFail->alive());
+    return now;
+}
+
+static void judgeRemains(const Baseline* before, const char* label) {
+    if (strcmp(layerFail->alive(), before->alive) != 0)
+        fail_msg("%s: alive afterwards: %s; before: %s", label, layerFail->alive(), before->alive);
+    if (systemAllocations() != before->allocations)
+        fail_msg("%s: %ld allocations leaked", label, systemAllocations() - before->allocations);
+    if (systemFiles() != before->files)
+        fail_msg("%s: %ld open files leaked", label, systemFiles() - before->files);
+    if (filesIn(folder) != 0)
+        fail_msg("%s: %ld files left in the folder", label, filesIn(folder));
+}
+
+static void judge(const Attempt* attempt, const Attempt* clean, const LayerFailPlan* plan, const char* entry,
+                  const char* label) {
+    const bool lost = plan->error == VK_ERROR_DEVICE_LOST && strcmp(entry, "vkCreateDevice") != 0;
+    if (!attempt->first) {
+        if (!survivable(entry) && !attempt->whileDestroying)
+            fail_msg("%s: no call said so", label);
+    } else {
+        if (attempt->first != plan->error)
+            fail_msg("%s: %s returned %d (%s)", label, attempt->call, attempt->first, attempt->message);
+        if (!*attempt->message)
+            fail_msg("%s: %s returned %d without a word", label, attempt->call, attempt->first);
+        if ((plan->onwards || lost) && attempt->last != plan->error)
+            fail_msg("%s: then %s returned %d (%s)", label, attempt->lastCall, attempt->last, harness.message);
+        if (plan->onwards || lost)
+            return;
+    }
+    // A command buffer that could not be ended is lost, and so is what was recorded in it.
+    if (strcmp(entry, "vkEndCommandBuffer") == 0 && attempt->last == VK_ERROR_VALIDATION_FAILED_EXT &&
+        strstr(harness.message, "nothing is recorded"))
+        return;
+    if (attempt->last)
+        fail_msg("%s: a second %s returned %d (%s)", label, attempt->lastCall, attempt->last, harness.message);
+    if (attempt->resultSize != clean->resultSize || memcmp(attempt->result, clean->result, clean->resultSize) != 0)
+        fail_msg("%s: the result is another", label);
+}
+
+static void runOnce(Attempt* attempt, bool retry, const LayerFailPlan* plan, Scenario scenario) {
+    *attempt = (Attempt){.folder = folder, .retry = retry};
+    layerFail->begin(plan);
+    scenario(attempt);
+}
+
+// Each place in each way: every error that its entry may return, once and from then on. Without --long in one of the
+// ways, by turns.
+static void failEverywhere(const char* name, Scenario scenario) {
+    enum { MOST = 2048 };
+    static Attempt clean, attempt;
+    static const char* entries[MOST];
+    runOnce(&clean, false, NULL, scenario); // what the driver keeps for good is there now
+    Baseline before = baseline();
+    runOnce(&clean, false, NULL, scenario);
+    if (clean.last)
+        fail_msg("%s: without any failure %s returned %d (%s)", name, clean.lastCall, clean.last, harness.message);
+    judgeRemains(&before, name);
+    const uint32_t places = layerFail->placeCount();
+    assert_in_range(places, 20, MOST);
+    for (uint32_t place = 0; place < places; place++)
+        entries[place] = layerFail->placeEntry(place);
+    uint32_t runs = 0, missed = 0, left = 0;
+    for (uint32_t place = 0; place < places; place++) {
+        const VkResult* errors = layerFail->errors(entries[place]);
+        uint32_t ways = 0;
+        while (errors[ways])
+            ways++;
+        assert_true(ways > 0);
+        for (uint32_t way = 0; way < 2 * ways; way++) {
+            if (!harnessIsLong() && way != (place + harness.seed) % (2 * ways))
+                continue;
+            const LayerFailPlan plan = {place, errors[way / 2], way % 2};
+            char label[160];
+            snprintf(label, sizeof(label), "%s, place %u: %s returns %d%s", name, place, entries[place], plan.error,
+                     plan.onwards ? " from then on" : "");
+            if (getenv("VKMQA_TEST_VERBOSE"))
+                print_message("%s\n", label);
+            runOnce(&attempt, !plan.onwards, &plan, scenario);
+            runs++;
+            if (!layerFail->hit()) { // threads have come by in another order
+                missed++;
+                continue;
+            }
+            judge(&attempt, &clean, &plan, layerFail->hitEntry(), label);
+            if (attempt.leftAlone && plan.onwards && plan.error != VK_ERROR_DEVICE_LOST)
+                before = baseline();
+            else
+                judgeRemains(&before, label);
+            left += attempt.leftAlone;
+        }
+    }
+    layerFail->begin(NULL);
+    print_message("%s: %u places, %u runs; %u had no failure, %u left alone what nothing could wait for\n", name, places,
+                  runs, missed, left);
+    assert_true(missed * 20 <= runs);
+}
+
+static void onADeviceOfItsOwn(void** state) {
+    (void)state;
+    failEverywhere("own device", scenarioOwn);
+}
+static void onAnEnginesDevice(void** state) {
+    (void)state;
+    failEverywhere("engine's device", scenarioEngine);
+}
+static void ofACache(void** state) {
+    (void)state;
+    failEverywhere("cache", scenarioCache);
+}
+
+// Opens nothing by harnessOpen: the devices come and go here.
+int main(void) {
+    const char* seed = getenv("VKMQA_TEST_SEED");
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(onADeviceOfItsOwn),
+        cmocka_unit_test(onAnEnginesDevice),
+        cmocka_unit_test(ofACache),
+    };
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    harness.seed = seed ? strtoull(seed, NULL, 0) : 1;
+    void* layer = dlopen(VKMQA_TEST_LAYER, RTLD_NOW | RTLD_LOCAL); // stays when the loader lets go of it
+    layerFail = layer ? (const LayerFail*)dlsym(layer, "vkmqaLayerFail") : NULL;
+    const VkmqaDeviceOpenInfo open = {.structSize = sizeof(open), .selector = "0", .messageCallback = harnessMessage};
+    VkmqaDevice device;
+    if (!layerFail || vkmqaOpenDevice(&open, &device) != VK_SUCCESS) {
+        fprintf(stderr, "skipped: no %s\n", layerFail ? "Vulkan device" : "test layer");
+        return HARNESS_SKIPPED;
+    }
+    if (strcmp(layerFail->alive(), "") == 0) {
+        fprintf(stderr, "the test layer is not in the chain\n");
+        return 1;
+    }
+    vkmqaCloseDevice(device);
+    if (!mkdtemp(folder))
+        return 1;
+    scenariosOpen();
+    cmocka_set_test_filter(getenv("VKMQA_TEST_FILTER"));
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    scenariosClose();
+    remove(folder);
+    return failed;
+}
