@@ -370,6 +370,12 @@ static void callsReset(Calls* calls) {
                                          .scratch = run->scratch.range};
 }
 
+static VkmqaBuffer from(VkmqaBuffer range, VkDeviceSize offset) {
+    range.offset += offset;
+    range.address += range.address ? offset : 0;
+    return range;
+}
+
 static void checkAppend(VkmqaAttention attention, Calls* calls, bool portable) {
 #define SPOILED(field, value, word)                                                                \
     callsReset(calls);                                                                             \
@@ -389,6 +395,9 @@ static void checkAppend(VkmqaAttention attention, Calls* calls, bool portable) {
     SPOILED(append.newV.size, 0, "newV");
     SPOILED(append.newK.offset, calls->append.newK.offset + 8, "newK");
     SPOILED(append.newV, (VkmqaBuffer){0}, "newV");
+    SPOILED(kv.v, calls->append.newV, "info.newV overlaps kv.v");
+    SPOILED(kv.v, calls->kv.k, "kv.v overlaps kv.k");
+    SPOILED(append.recorder, (VkmqaRecorder)attention, "not a VkmqaRecorder");
     SPOILED(append.strideK.token, 2, "strideK");
     SPOILED(append.strideV.head, 6, "strideV");
     SPOILED(append.strideK.token, 0xFFFFFFFC, "strideK");
@@ -418,11 +427,6 @@ static void checkAttention(VkmqaAttention attention, Calls* calls, bool portable
     REJECTS(vkmqaCmdAttention(NULL, calls->commandBuffer, &calls->attend), INVALID, NULL);
     REJECTS(vkmqaCmdAttention(attention, VK_NULL_HANDLE, &calls->attend), INVALID, "commandBuffer");
     REJECTS(vkmqaCmdAttention(attention, calls->commandBuffer, NULL), INVALID, "info");
-    VkmqaAttentionInfo inPlace = calls->attend;
-    inPlace.out = inPlace.q;
-    REJECTS(vkmqaCmdAttention(attention, calls->commandBuffer, &inPlace), INVALID, "begins where info.q does");
-    inPlace.out = (VkmqaBuffer){0};
-    REJECTS(vkmqaCmdAttention(attention, calls->commandBuffer, &inPlace), INVALID, "info.out has no buffer");
     SPOILED(attend.structSize, 0, "structSize");
     SPOILED(attend.step, NULL, "step");
     SPOILED(attend.kv, NULL, "kv");
@@ -430,7 +434,12 @@ static void checkAttention(VkmqaAttention attention, Calls* calls, bool portable
     SPOILED(attend.q, (VkmqaBuffer){0}, "info.q");
     SPOILED(attend.q.offset, calls->attend.q.offset + 4, "info.q");
     SPOILED(attend.out.size, calls->attend.out.size - 2, "info.out");
-    SPOILED(attend.out, (VkmqaBuffer){0}, "info.out");
+    SPOILED(attend.out, (VkmqaBuffer){0}, "info.out has no buffer");
+    SPOILED(attend.out, from(calls->attend.q, 0), "info.out overlaps info.q");
+    SPOILED(attend.out, from(calls->kv.k, 32), "info.out overlaps kv.k");
+    SPOILED(attend.lse, from(calls->attend.out, 16), "info.lse overlaps info.out");
+    SPOILED(attend.lse, calls->step.metadata, "info.lse");
+    SPOILED(attend.recorder, (VkmqaRecorder)attention, "not a VkmqaRecorder");
     SPOILED(attend.out.offset, 1, "info.out");
     SPOILED(attend.lse.size, calls->attend.lse.size - 4, "info.lse");
     SPOILED(attend.lse.offset, calls->attend.lse.offset + 4, "info.lse");
@@ -451,8 +460,11 @@ static void checkAttention(VkmqaAttention attention, Calls* calls, bool portable
     SPOILED(step.layout.maxPages, 0xFFFFFFFF, "pageTable");
     SPOILED(step.layout.status, (uint32_t)calls->step.metadata.size, "status");
     SPOILED(step.metadata, (VkmqaBuffer){0}, "");
+    SPOILED(step.layout, (VkmqaStepLayout){.maxPages = calls->step.layout.maxPages}, "overlap those of cuSeqlensQ");
+    SPOILED(step.layout.status, calls->step.layout.pageTable + 4, "overlap those of pageTable");
     if (calls->run.scratch.memory) {
         SPOILED(attend.scratch, (VkmqaBuffer){0}, "scratch");
+        SPOILED(attend.out, calls->attend.scratch, "info.scratch overlaps info.out");
         SPOILED(attend.scratch.size, 16, "scratch");
         SPOILED(attend.scratch.offset, calls->attend.scratch.offset + 8, "scratch");
     }

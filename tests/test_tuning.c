@@ -89,6 +89,7 @@ static void damageIsNamed(void** state) {
         {HEAD "32:8 128/128 f16/f16 99999999999999999999 stream-r1 64 1\n", "rows"},
         {HEAD "32:8 128/128 f16/f16 more a-kernel-of-a-name-longer-than-any 64 1\n", "kernel"},
         {HEAD "32:8 128/128 f16/f16 more stream-r1 63 1\n", "split"},
+        {HEAD "32:8 128/128 f16/f16 more stream-r1 32 1\n", "split"},
         {HEAD "32:8 128/128 f16/f16 more stream-r1 96 1\n", "split"},
         {HEAD "32:8 128/128 f16/f16 more stream-r1 64 65537\n", "workgroups"},
         {HEAD "32:8 128/128 f16/f16 more stream-r1 64 1x\n", "workgroups"},
@@ -169,6 +170,24 @@ static void kernelsFollowTheProfile(void** state) {
     runProblem(attention, &problems[1], "profile, decode");
     problemDestroy(&problems[0]);
     problemDestroy(&problems[1]);
+    vkmqaDestroyAttention(attention);
+
+    // The library's own split and filling stand where the profile says 0.
+    info.tuningProfile = NULL;
+    REQUIRE(vkmqaCreateAttention(harness.context, &info, &attention));
+    snprintf(lines, sizeof(lines), "8:1 64/64 f16/f16 more %s 0 0\n", kernelOf(attention, 1, &kernel));
+    const uint32_t splits = kernel.splits;
+    vkmqaDestroyAttention(attention);
+    info.tuningProfile = profile;
+    info.tuningProfileSize = writeProfile(profile, sizeof(profile), lines);
+    REQUIRE(vkmqaCreateAttention(harness.context, &info, &attention));
+    kernelOf(attention, 1, &kernel);
+    assert_non_null(strstr(kernel.reason, "profile"));
+    assert_int_equal(kernel.splits, splits);
+    vkmqaDestroyAttention(attention);
+    info.tuningProfileSize = writeProfile(profile, sizeof(profile), "8:1 64/64 f16/f16 more tile-r1 128 2\n");
+    REQUIRE(vkmqaCreateAttention(harness.context, &info, &attention));
+    kernelOf(attention, 1, &kernel);
     vkmqaDestroyAttention(attention);
 
     // What the caller fixes stays fixed, and what the device lacks is left to the table.

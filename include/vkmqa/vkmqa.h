@@ -11,7 +11,9 @@
 //   3. vkmqaCreateAttention         one object per model shape; compiles its pipelines
 //   4. vkmqaGetKvRequirements, vkmqaGetScratchRequirements, vkmqaGetStepLayout,
 //      vkmqaGetParametersRequirements                                             allocate buffers
-//   5. per token and layer: vkmqaCmdAppendKv, vkmqaCmdAttention
+//   5. per step:           fill the step's metadata (VkmqaStepLayout)
+//   6. per step and layer: vkmqaCmdAppendKv, vkmqaCmdAttention; submit
+// Where no extension is enabled, a VkmqaRecorder (vkmqaCreateRecorder) goes with each recording thread.
 // Apps that have no Vulkan device of their own use <vkmqa/vkmqa_runtime.h> for steps 1, 2 and 4; apps that
 // think in conversations and not in pages, <vkmqa/vkmqa_cache.h>.
 //
@@ -47,10 +49,11 @@
 // Everything below may be combined with everything else, but for two pairs of flags, MASK with TREE_MASK and
 // HADAMARD with V_PREFIX_OF_K, which are errors. V_PREFIX_OF_K has no type and no more elements for V than K.
 //
-// Conventions: info structs start with structSize = sizeof(the struct); zero means default everywhere;
-// structs grow only at their end, and a larger unknown structSize is accepted if its tail is zero.
+// Conventions: structs that may grow start with structSize = sizeof(the struct); they grow only at their end,
+// and a larger unknown structSize is accepted if its tail is zero. (VkmqaKv, VkmqaStepLimits, VkmqaStepLayout,
+// VkmqaBuffer, VkmqaBufferRequirements and VkmqaStrides never grow and have none.) Zero means default everywhere.
 // Every call that can fail returns a VkResult, and one that failed has changed and recorded nothing and
-// has explained itself through the context's message callback:
+// has explained itself through the context's message callback, if a context or an object of one was given:
 //   VK_ERROR_VALIDATION_FAILED_EXT   an argument is wrong; the message names field, value and remedy
 //   VK_ERROR_FEATURE_NOT_PRESENT     the device, as created, cannot do it
 //   VK_ERROR_OUT_OF_POOL_MEMORY      a VkmqaRecorder is full
@@ -269,7 +272,7 @@ typedef struct VkmqaAttentionCreateInfo {
     // Tokens per page, a power of two from 1 to 256; 0 = contiguous: sequence b of a step owns
     // page b, which holds maxSeqLenKv tokens, and no page table is read.
     uint32_t pageSize;
-    uint32_t maxSeqLenKv; // the longest sequence ever recorded for; default 1 << 20 when paged
+    uint32_t maxSeqLenKv; // the longest sequence ever recorded for; default 1 << 20 when paged, else required
     float scale;          // factor of the scores; 0 = 1 / sqrt(headDimQk)
     // Tokens that one workgroup streams before states are merged, a power of two from 64; default
     // chosen for the device. Smaller means more parallelism and more merging.
@@ -357,7 +360,8 @@ VKMQA_API VkResult vkmqaGetScratchRequirements(VkmqaAttention attention,
                                                VkmqaBufferRequirements* requirements);
 
 // Where the arrays of a step stand in its metadata buffer, in bytes from VkmqaStep::metadata.offset,
-// multiples of 4. All arrays are int32; they may overlap nothing. An offset of VKMQA_NONE means absent.
+// multiples of 4. All arrays are int32 and lie apart, but that queryPositions may be positions. An offset of
+// VKMQA_NONE means absent; 0 is a place as any other, so start from vkmqaGetStepLayout.
 #define VKMQA_NONE 0xFFFFFFFFu
 // Byte offsets of a step's arrays in its metadata.
 typedef struct VkmqaStepLayout {
@@ -406,7 +410,10 @@ VKMQA_API VkResult vkmqaWriteParameters(VkmqaAttention attention, const VkmqaPar
 // ---- 5. Recording ----------------------------------------------------------------------------
 
 // A range of a buffer: handle, offset and size, or a device address and size. Kernels with descriptors
-// need the handle. Addresses and offsets are multiples of 16 bytes.
+// need the handle. Addresses and offsets are multiples of 16 bytes, whatever the device's own alignments. Every
+// buffer, those of q, out, lse, mask and new rows included, is created with VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, and
+// with VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT unless VkmqaKernelInfo::usesDescriptors. What a call writes lies
+// apart from all else that it is given.
 typedef struct VkmqaBuffer {
     VkBuffer buffer;         // null: by address
     VkDeviceSize offset;     // bytes
@@ -422,8 +429,9 @@ typedef struct VkmqaStep {
     VkmqaBuffer metadata; // the arrays
 } VkmqaStep;
 
-// What a kernel found in the metadata and treated as forbidden tokens instead of believing it. A bad entry
-// of cuSeqlensQ may also cost the sequences beside it their rows.
+// What a kernel found in the metadata and did not believe. Tokens of a bad page count as forbidden, a bad slot is
+// skipped, a length is cut off at what fits (a negative one at 0) and so is a range of queries; a bad entry of
+// cuSeqlensQ may also cost the sequences beside it their rows.
 typedef enum VkmqaStatusFlagBits {
     VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT = 0x1,   // a page table entry outside [0, numPages)
     VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT = 0x2, // seqLensKv negative, or beyond maxSeqLenKv or the pages
@@ -487,7 +495,7 @@ typedef struct VkmqaAttentionInfo {
     // [totalQ, numHeadsQ, headDimQk] of ioType; with a ropeStyle or HADAMARD VkmqaAppendInfo::rotatedQ, since this
     // call turns nothing.
     VkmqaBuffer q;
-    VkmqaBuffer out;     // [totalQ, numHeadsQ, headDimV] of ioType; overlaps nothing else of the call
+    VkmqaBuffer out;     // [totalQ, numHeadsQ, headDimV] of ioType
     VkmqaBuffer lse;     // f32 [totalQ, numHeadsQ]; all zero: not written
     VkmqaBuffer scratch; // vkmqaGetScratchRequirements(step.limits)
     VkmqaStrides strideQ; // of q
@@ -571,7 +579,7 @@ typedef struct VkmqaMergeInfo {
     uint32_t totalQ;        // query tokens
     VkmqaBuffer partOut;    // [parts, totalQ, numHeadsQ, headDimV] of ioType, packed
     VkmqaBuffer partLse;    // f32 [parts, totalQ, numHeadsQ]
-    VkmqaBuffer out;        // [totalQ, numHeadsQ, headDimV] of ioType; overlaps no part
+    VkmqaBuffer out;        // [totalQ, numHeadsQ, headDimV] of ioType
     VkmqaBuffer lse;        // f32 [totalQ, numHeadsQ]; all zero: not written
     VkmqaStrides strideOut; // of out
     VkmqaBuffer parameters; // with SINKS
@@ -604,7 +612,7 @@ VKMQA_API VkResult vkmqaCmdCompactKv(VkmqaAttention attention, VkCommandBuffer c
 
 // Descriptor sets for kernels with descriptors where VK_KHR_push_descriptor is not enabled: like a
 // VkCommandPool, one per recording thread, reset by you when its command buffers have finished. Other
-// kernels ignore it. A full one makes vkmqaCmd calls return VK_ERROR_OUT_OF_POOL_MEMORY. Reset takes back
+// kernels have no use for it. A full one makes vkmqaCmd calls return VK_ERROR_OUT_OF_POOL_MEMORY. Reset takes back
 // all of its sets; destroying null is ignored; it goes before its context.
 typedef struct VkmqaRecorderCreateInfo {
     uint32_t structSize;

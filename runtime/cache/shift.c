@@ -66,7 +66,7 @@ static VkResult prepare_layer(VkmqaCache cache, uint32_t layer, const VkmqaShift
         .chains = distance && distance < moved ? distance : moved,
         .numPages = cache->numPages,
     };
-    vkmqa_use_cache(call, &cache->layers[layer], &out->push.k, &out->push.v);
+    vkmqa_use_cache(call, &cache->layers[layer], true, &out->push.k, &out->push.v);
     VkmqaBuffer list = cache->localMemory;
     list.offset += cache->listOffset;
     list.size -= cache->listOffset;

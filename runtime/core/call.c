@@ -1,6 +1,8 @@
 // What recording calls have in common. SPDX-License-Identifier: MIT
 #include "call.h"
 
+#include <string.h>
+
 void vkmqa_reject(struct VkmqaCall* call, const char* format, ...) {
     if (call->result != VK_SUCCESS)
         return;
@@ -13,8 +15,28 @@ void vkmqa_reject(struct VkmqaCall* call, const char* format, ...) {
                               call->name, problem.text);
 }
 
-uint64_t vkmqa_use_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer,
-                           uint64_t bytes, uint32_t binding) {
+// The one before `extent` that shares bytes with it, where one of the two is written. Scratch is given in parts.
+static const struct VkmqaExtent* find_overlap(const struct VkmqaExtent* before, uint32_t count,
+                                              const struct VkmqaExtent* extent) {
+    for (uint32_t i = 0; i < count; ++i)
+        if ((extent->writes || before[i].writes) && extent->field != before[i].field &&
+            extent->buffer == before[i].buffer && extent->start < before[i].start + before[i].bytes &&
+            before[i].start < extent->start + extent->bytes)
+            return &before[i];
+    return NULL;
+}
+
+static void add_range(struct VkmqaCall* call, struct VkmqaExtent range) {
+    const struct VkmqaExtent* other = find_overlap(call->ranges, call->rangeCount, &range);
+    if (other)
+        vkmqa_reject(call, "%s overlaps %s, and this call writes %s; give it a place of its own", range.field,
+                     other->field, range.writes ? range.field : other->field);
+    else if (call->result == VK_SUCCESS)
+        call->ranges[call->rangeCount++] = range;
+}
+
+static uint64_t check_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer, uint64_t bytes,
+                             uint32_t binding) {
     const struct VkmqaContext_T* context = call->attention->context;
     if (call->result != VK_SUCCESS)
         return 0;
@@ -73,8 +95,31 @@ uint64_t vkmqa_use_buffer(struct VkmqaCall* call, const char* field, const Vkmqa
     return before;
 }
 
+static uint64_t use_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer, uint64_t bytes,
+                           uint32_t binding, bool writes) {
+    bool bind = call->attention->choice.bind;
+    uint64_t place = check_buffer(call, field, buffer, bytes, binding);
+    if (call->result == VK_SUCCESS)
+        add_range(call, (struct VkmqaExtent){.field = field,
+                                             .buffer = bind ? buffer->buffer : VK_NULL_HANDLE,
+                                             .start = bind ? buffer->offset : place,
+                                             .bytes = bytes,
+                                             .writes = writes});
+    return place;
+}
+
+uint64_t vkmqa_use_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer,
+                          uint64_t bytes, uint32_t binding) {
+    return use_buffer(call, field, buffer, bytes, binding, false);
+}
+
+uint64_t vkmqa_write_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer,
+                            uint64_t bytes, uint32_t binding) {
+    return use_buffer(call, field, buffer, bytes, binding, true);
+}
+
 // Kernels reach it by 32-bit offsets, or through one descriptor.
-uint64_t vkmqa_metadata_bytes(const struct VkmqaCall* call, const VkmqaStep* step) {
+static uint64_t metadata_bytes(const struct VkmqaCall* call, const VkmqaStep* step) {
     uint64_t reach = UINT32_MAX & ~15u;
     const struct VkmqaCaps* caps = &call->attention->context->caps;
     if (call->attention->choice.bind && caps->maxStorageRange - caps->storageAlignment < reach)
@@ -88,12 +133,35 @@ uint32_t vkmqa_read_word(struct VkmqaCall* call, const char* field, uint32_t off
         return VKMQA_ABSENT;
     if (offset % 4 != 0)
         vkmqa_reject(call, "step.layout.%s is %u; use a multiple of 4", field, offset);
-    else if (count * 4 > vkmqa_metadata_bytes(call, step) ||
-             offset > vkmqa_metadata_bytes(call, step) - count * 4)
+    else if (count * 4 > metadata_bytes(call, step) ||
+             offset > metadata_bytes(call, step) - count * 4)
         vkmqa_reject(call, "step.layout.%s is %u: its %llu entries pass what kernels reach of "
                      "step.metadata, %llu bytes", field, offset, (unsigned long long)count,
-               (unsigned long long)vkmqa_metadata_bytes(call, step));
+               (unsigned long long)metadata_bytes(call, step));
+    struct VkmqaExtent array = {.field = field, .start = offset, .bytes = count * 4, .writes = true};
+    const struct VkmqaExtent* other = find_overlap(call->arrays, call->arrayCount, &array);
+    // Queries that are rotated with the new rows may share their positions.
+    if (other && !(other->start == offset && strcmp(field, "queryPositions") == 0 &&
+                   strcmp(other->field, "positions") == 0))
+        vkmqa_reject(call, "step.layout.%s is %u: its %llu entries overlap those of %s at %llu; vkmqaGetStepLayout "
+                           "gives each a place", field, offset, (unsigned long long)count, other->field,
+                     (unsigned long long)other->start);
+    if (call->result == VK_SUCCESS)
+        call->arrays[call->arrayCount++] = array;
     return offset / 4;
+}
+
+uint64_t vkmqa_use_step(struct VkmqaCall* call, const VkmqaStep* step) {
+    uint64_t place = vkmqa_use_buffer(call, "step.metadata", &step->metadata, metadata_bytes(call, step),
+                                      VKMQA_BIND_STEP);
+    if (call->result != VK_SUCCESS)
+        return place;
+    struct VkmqaExtent* range = &call->ranges[call->rangeCount - 1];
+    range->bytes = 0; // what lies behind the last array is not the call's
+    for (uint32_t i = 0; i < call->arrayCount; ++i)
+        if (range->bytes < call->arrays[i].start + call->arrays[i].bytes)
+            range->bytes = call->arrays[i].start + call->arrays[i].bytes;
+    return place;
 }
 
 bool vkmqa_read_step(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* step,
@@ -134,7 +202,7 @@ void vkmqa_check_apart(struct VkmqaCall* call, const char* field, const VkmqaStr
                      strides->token, heads, dim);
 }
 
-void vkmqa_use_cache(struct VkmqaCall* call, const VkmqaKv* kv, uint64_t* k, uint64_t* v) {
+void vkmqa_use_cache(struct VkmqaCall* call, const VkmqaKv* kv, bool writes, uint64_t* k, uint64_t* v) {
     struct VkmqaProblem problem;
     struct VkmqaCacheBytes bytes;
     if (!kv) {
@@ -145,12 +213,12 @@ void vkmqa_use_cache(struct VkmqaCall* call, const VkmqaKv* kv, uint64_t* k, uin
         vkmqa_reject(call, "kv.%s", problem.text);
         return;
     }
-    *k = vkmqa_use_buffer(call, "kv.k", &kv->k, bytes.allK, VKMQA_BIND_K);
+    *k = use_buffer(call, "kv.k", &kv->k, bytes.allK, VKMQA_BIND_K, writes);
     if (call->attention->shape.vPrefix) {
         *v = *k;
         call->buffers[VKMQA_BIND_V] = call->buffers[VKMQA_BIND_K];
     } else {
-        *v = vkmqa_use_buffer(call, "kv.v", &kv->v, bytes.allV, VKMQA_BIND_V);
+        *v = use_buffer(call, "kv.v", &kv->v, bytes.allV, VKMQA_BIND_V, writes);
     }
 }
 
@@ -184,10 +252,9 @@ void vkmqa_order(const struct VkmqaContext_T* context, VkCommandBuffer commandBu
 void vkmqa_take_sets(struct VkmqaCall* call, VkmqaRecorder recorder, uint32_t count,
                      VkDescriptorSet* sets) {
     const struct VkmqaContext_T* context = call->attention->context;
-    if (call->result != VK_SUCCESS || !call->attention->choice.bind)
-        return;
-    call->result = vkmqa_check_recorder(context, recorder, count);
     if (call->result == VK_SUCCESS)
+        call->result = vkmqa_check_recorder(context, recorder, call->attention->choice.bind ? count : 0);
+    if (call->result == VK_SUCCESS && call->attention->choice.bind)
         call->result = vkmqa_make_sets(context, recorder, count, sets);
 }
 

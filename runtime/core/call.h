@@ -6,6 +6,16 @@
 
 #include "recorder.h"
 
+// Bytes that a call touches: of a buffer, of the device's addresses (null buffer), or of the step's metadata.
+struct VkmqaExtent {
+    const char* field;
+    VkBuffer buffer;
+    uint64_t start, bytes;
+    bool writes;
+};
+
+enum { VKMQA_MAX_ARRAYS = 8, VKMQA_MAX_RANGES = 12 };
+
 // What a call needs of the device, collected while its buffers are checked: device addresses, or
 // descriptors and the bytes between bound and wanted offset.
 struct VkmqaCall {
@@ -13,6 +23,9 @@ struct VkmqaCall {
     const char* name;
     VkResult result; // of the first wrong argument
     VkDescriptorBufferInfo buffers[VKMQA_BIND_COUNT];
+    struct VkmqaExtent arrays[VKMQA_MAX_ARRAYS]; // of the step
+    struct VkmqaExtent ranges[VKMQA_MAX_RANGES]; // of buffers
+    uint32_t arrayCount, rangeCount;
 };
 
 // VK_SUCCESS when both handles can be used.
@@ -22,9 +35,7 @@ void vkmqa_reject(struct VkmqaCall* call, const char* format, ...)
     VKMQA_PRINTF(2, 3);
 bool vkmqa_read_step(struct VkmqaCall* call, const VkmqaStep* given, VkmqaStep* step,
                      VkmqaStepLimits* limits);
-// Bytes of the step's metadata that kernels reach.
-uint64_t vkmqa_metadata_bytes(const struct VkmqaCall* call, const VkmqaStep* step);
-// Word of an array of the step: from its byte offset, checked for `count` entries.
+// Word of an array of the step: from its byte offset, checked for `count` entries, apart from the arrays before it.
 uint32_t vkmqa_read_word(struct VkmqaCall* call, const char* field, uint32_t offset, uint64_t count,
                          const VkmqaStep* step, bool optional);
 // Strides in elements with their defaults, and the bytes of the tensor [tokens, heads, dim].
@@ -38,7 +49,12 @@ void vkmqa_check_apart(struct VkmqaCall* call, const char* field, const VkmqaStr
 // from the bound offset on, `binding` being bound accordingly.
 uint64_t vkmqa_use_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer,
                           uint64_t bytes, uint32_t binding);
-void vkmqa_use_cache(struct VkmqaCall* call, const VkmqaKv* kv, uint64_t* k, uint64_t* v);
+// Likewise, for what is written: it must lie apart from all else that the call uses.
+uint64_t vkmqa_write_buffer(struct VkmqaCall* call, const char* field, const VkmqaBuffer* buffer,
+                            uint64_t bytes, uint32_t binding);
+void vkmqa_use_cache(struct VkmqaCall* call, const VkmqaKv* kv, bool writes, uint64_t* k, uint64_t* v);
+// The metadata whose arrays have been read.
+uint64_t vkmqa_use_step(struct VkmqaCall* call, const VkmqaStep* step);
 // 0 where the object has no parameters.
 uint64_t vkmqa_use_parameters(struct VkmqaCall* call, const VkmqaBuffer* parameters, bool needed);
 // Descriptor sets for `count` dispatches, where the kernels use any.

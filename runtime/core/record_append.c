@@ -16,24 +16,17 @@ static bool check_queries(struct VkmqaCall* call, const VkmqaAppendInfo* info, b
     return given;
 }
 
-static bool overlap(const VkmqaBuffer* a, uint64_t bytesA, const VkmqaBuffer* b, uint64_t bytesB) {
-    if (a->buffer && a->buffer == b->buffer && a->offset < b->offset + bytesB &&
-        b->offset < a->offset + bytesA)
-        return true;
-    return a->address && b->address && a->address < b->address + bytesB && b->address < a->address + bytesA;
-}
-
-// Rotated queries may take the place of the queries, row for row, or else lie apart from them.
-static void check_in_place(struct VkmqaCall* call, const VkmqaAppendInfo* info, const VkmqaStrides* q,
-                           uint64_t bytesQ, const VkmqaStrides* rotated, uint64_t bytesRotated) {
+// Rotated queries may take the place of the queries, row for row; otherwise they lie apart, as all else.
+static bool rotates_in_place(struct VkmqaCall* call, const VkmqaAppendInfo* info, const VkmqaStrides* q,
+                             const VkmqaStrides* rotated) {
     const struct VkmqaShape* shape = &call->attention->shape;
     bool same = info->q.buffer == info->rotatedQ.buffer && info->q.offset == info->rotatedQ.offset &&
-                info->q.address == info->rotatedQ.address && q->token == rotated->token &&
-                q->head == rotated->head && shape->ioType == shape->newType;
-    if (!same && overlap(&info->q, bytesQ, &info->rotatedQ, bytesRotated))
-        vkmqa_reject(call, "info.rotatedQ overlaps info.q; in place it needs the same address and strides "
-                           "and an object whose ioType (%s) is its newType (%s)",
+                info->q.address == info->rotatedQ.address;
+    if (same && (q->token != rotated->token || q->head != rotated->head || shape->ioType != shape->newType))
+        vkmqa_reject(call, "info.rotatedQ overlaps info.q; in place it needs the same strides and an object whose "
+                           "ioType (%s) is its newType (%s)",
                      vkmqa_type_name(shape->ioType), vkmqa_type_name(shape->newType));
+    return same;
 }
 
 static uint32_t read_positions(struct VkmqaCall* call, const char* field, uint32_t offset,
@@ -82,7 +75,7 @@ VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer commandBuffe
         return call.result;
 
     bool rope = shape->ropeStyle != VKMQA_ROPE_NONE;
-    bool queries = check_queries(&call, &info, rope || shape->hadamard > 1);
+    bool inPlace = false, queries = check_queries(&call, &info, rope || shape->hadamard > 1);
     VkmqaStrides k, v = {0}, q = {0}, rotated = {0};
     uint64_t bytesK = vkmqa_read_strides(&call, "info.strideK", info.strideK, limits.newTokens,
                                          shape->numHeadsKv, shape->headDimQk, shape->newType, &k);
@@ -98,7 +91,7 @@ VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer commandBuffe
                                shape->numHeadsQ, shape->headDimQk, shape->ioType, &rotated);
         vkmqa_check_apart(&call, "info.strideRotatedQ", &rotated, limits.totalQ, shape->numHeadsQ,
                           shape->headDimQk);
-        check_in_place(&call, &info, &q, bytesQ, &rotated, bytesRotated);
+        inPlace = rotates_in_place(&call, &info, &q, &rotated);
     }
     struct VkmqaAppendPush push = {
         .slotMapping = vkmqa_read_word(&call, "slotMapping", step.layout.slotMapping, limits.newTokens,
@@ -124,17 +117,18 @@ VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer commandBuffe
         .rotatedTokenStride = rotated.token,
         .rotatedHeadStride = rotated.head,
     };
-    vkmqa_use_cache(&call, info.kv, &push.k, &push.v);
+    vkmqa_use_cache(&call, info.kv, true, &push.k, &push.v);
     push.newK = vkmqa_use_buffer(&call, "info.newK", &info.newK, bytesK, VKMQA_BIND_Q);
     if (!shape->vPrefix)
         push.newV = vkmqa_use_buffer(&call, "info.newV", &info.newV, bytesV, VKMQA_BIND_OUT);
     if (queries) {
         push.q = vkmqa_use_buffer(&call, "info.q", &info.q, bytesQ, VKMQA_BIND_MASK);
+        if (inPlace && call.result == VK_SUCCESS)
+            --call.rangeCount; // rotatedQ's range stands for both
         push.rotatedQ =
-            vkmqa_use_buffer(&call, "info.rotatedQ", &info.rotatedQ, bytesRotated, VKMQA_BIND_LSE);
+            vkmqa_write_buffer(&call, "info.rotatedQ", &info.rotatedQ, bytesRotated, VKMQA_BIND_LSE);
     }
-    push.step = vkmqa_use_buffer(&call, "step.metadata", &step.metadata,
-                                 vkmqa_metadata_bytes(&call, &step), VKMQA_BIND_STEP);
+    push.step = vkmqa_use_step(&call, &step);
     push.params = vkmqa_use_parameters(&call, &info.parameters, rope || vkmqa_has_fp8(shape));
     uint32_t groups[3] = {0, 0, 1};
     uint64_t count = count_groups(attention, &limits, queries);

@@ -81,10 +81,9 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention, VkComm
     if (!paged && info->kv && limits->batch > info->kv->numPages)
         vkmqa_reject(&call, "limits.batch is %u; the contiguous cache holds kv.numPages %u sequences",
                      limits->batch, info->kv->numPages);
-    vkmqa_use_cache(&call, info->kv, &push.k, &push.v);
+    vkmqa_use_cache(&call, info->kv, false, &push.k, &push.v);
     push.q = vkmqa_use_buffer(&call, "info.q", &info->q, bytesQ, VKMQA_BIND_Q);
-    push.step = vkmqa_use_buffer(&call, "step.metadata", &step->metadata,
-                                 vkmqa_metadata_bytes(&call, step), VKMQA_BIND_STEP);
+    push.step = vkmqa_use_step(&call, step);
     push.params = vkmqa_use_parameters(&call, &info->parameters,
                                        shape->sinks || shape->alibi || vkmqa_has_fp8(shape));
     if (shape->maskKind != VKMQA_MASK_NONE) {
@@ -95,13 +94,9 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention, VkComm
                                      (uint64_t)limits->totalQ * push.maskStride * 4, VKMQA_BIND_MASK);
     }
     // The result's buffers, and scratch in their place where there are splits.
-    if (info->q.buffer == info->out.buffer && info->q.offset == info->out.offset &&
-        info->q.address == info->out.address)
-        vkmqa_reject(&call, "info.out begins where info.q does; other workgroups still read q there, so give it "
-                            "a place of its own");
-    uint64_t out = vkmqa_use_buffer(&call, "info.out", &info->out, bytesOut, VKMQA_BIND_OUT), lse = 0;
+    uint64_t out = vkmqa_write_buffer(&call, "info.out", &info->out, bytesOut, VKMQA_BIND_OUT), lse = 0;
     if (push.splitsAndFlags & VKMQA_WRITE_LSE)
-        lse = vkmqa_use_buffer(&call, "info.lse", &info->lse,
+        lse = vkmqa_write_buffer(&call, "info.lse", &info->lse,
                                (uint64_t)limits->totalQ * shape->numHeadsQ * 4, VKMQA_BIND_LSE);
     struct VkmqaCall second = call; // the merge's descriptors
     struct VkmqaMergePush merge = {
@@ -121,14 +116,14 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention, VkComm
     };
     if (split) {
         VkmqaBuffer stats = info->scratch;
-        merge.parts = vkmqa_use_buffer(&second, "info.scratch", &info->scratch, plan->scratchBytes,
-                                       VKMQA_BIND_Q);
+        static const char scratch[] = "info.scratch";
+        merge.parts = vkmqa_write_buffer(&second, scratch, &info->scratch, plan->scratchBytes, VKMQA_BIND_Q);
         if (second.result == VK_SUCCESS) {
             stats.offset += plan->statsOffset;
             stats.size -= plan->statsOffset;
             stats.address += stats.address ? plan->statsOffset : 0;
-            merge.stats = vkmqa_use_buffer(&second, "info.scratch", &stats,
-                                           plan->scratchBytes - plan->statsOffset, VKMQA_BIND_K);
+            merge.stats = vkmqa_write_buffer(&second, scratch, &stats,
+                                             plan->scratchBytes - plan->statsOffset, VKMQA_BIND_K);
         }
         call.result = second.result;
         call.buffers[VKMQA_BIND_OUT] = second.buffers[VKMQA_BIND_Q];
@@ -239,9 +234,9 @@ VkResult vkmqaCmdMergeStates(VkmqaAttention attention, VkCommandBuffer commandBu
                                     VKMQA_BIND_Q);
     push.partLse =
         vkmqa_use_buffer(&call, "info.partLse", &info.partLse, rows * info.parts * 4, VKMQA_BIND_K);
-    push.out_ = vkmqa_use_buffer(&call, "info.out", &info.out, bytesOut, VKMQA_BIND_OUT);
+    push.out_ = vkmqa_write_buffer(&call, "info.out", &info.out, bytesOut, VKMQA_BIND_OUT);
     if (writeLse)
-        push.lse = vkmqa_use_buffer(&call, "info.lse", &info.lse, rows * 4, VKMQA_BIND_LSE);
+        push.lse = vkmqa_write_buffer(&call, "info.lse", &info.lse, rows * 4, VKMQA_BIND_LSE);
     push.params = vkmqa_use_parameters(&call, &info.parameters, shape->sinks);
     uint32_t groups[3] = {0, 0, 1};
     if (!vkmqa_fold_grid(&attention->context->caps, rows, groups))

@@ -58,9 +58,8 @@ VkResult vkmqaCmdCompactKv(VkmqaAttention attention, VkCommandBuffer commandBuff
         .maxPages = paged ? maxPages : shape->pageTokens,
         .numPages = info.kv ? info.kv->numPages : 0,
     };
-    vkmqa_use_cache(&call, info.kv, &push.k, &push.v);
-    push.step = vkmqa_use_buffer(&call, "step.metadata", &step.metadata,
-                                 vkmqa_metadata_bytes(&call, &step), VKMQA_BIND_STEP);
+    vkmqa_use_cache(&call, info.kv, true, &push.k, &push.v);
+    push.step = vkmqa_use_step(&call, &step);
     uint32_t columns = count_columns(shape->headDimQk, shape->kType) +
                        (shape->vPrefix ? 0 : count_columns(shape->headDimV, shape->vType));
     uint32_t size = attention->choice.compactWorkgroupSize;

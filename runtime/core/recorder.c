@@ -71,16 +71,15 @@ void vkmqaDestroyRecorder(VkmqaRecorder recorder) {
 
 VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
                               uint32_t sets) {
-    if (context->caps.pushDescriptor)
-        return VK_SUCCESS;
-    if (!recorder || recorder->magic != VKMQA_MAGIC_RECORDER)
+    const bool needed = sets > 0 && !context->caps.pushDescriptor;
+    if (recorder ? recorder->magic != VKMQA_MAGIC_RECORDER : needed)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
                           "info.recorder is %s; kernels with descriptors, where none can be pushed, need a "
                           "VkmqaRecorder", recorder ? "not a VkmqaRecorder" : "null");
-    if (recorder->context != context)
+    if (recorder && recorder->context != context)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
                           "info.recorder belongs to another context; use one of this context");
-    if (recorder->setCount - recorder->setsUsed < sets)
+    if (needed && recorder->setCount - recorder->setsUsed < sets)
         return vkmqa_fail(context, VK_ERROR_OUT_OF_POOL_MEMORY,
                           "info.recorder is full after maxCalls %u; reset it, or create it with more",
                           recorder->setCount / 2);

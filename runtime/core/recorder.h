@@ -5,7 +5,7 @@
 
 #include "context.h"
 
-// Whether `sets` more can be had; the message says why not.
+// Whether `sets` more can be had, and the handle is one if it is given; the message says why not.
 VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
                               uint32_t sets);
 // count: 1 or 2. Leaves sets untouched where descriptors are pushed.

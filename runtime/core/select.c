@@ -424,8 +424,10 @@ static bool take_tuned(const struct VkmqaCaps* caps, const struct VkmqaShape* sh
             return false;
         candidate->reason = "the tuning profile: measured to be fastest on this device";
         candidate->upTo = line->upTo;
-        candidate->splitSize = line->splitSize;
-        candidate->workgroups = line->workgroups;
+        if (line->splitSize)
+            candidate->splitSize = line->splitSize;
+        if (line->workgroups)
+            candidate->workgroups = line->workgroups;
     }
     choice->count = tuned->count;
     return tuned->count != 0;

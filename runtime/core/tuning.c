@@ -108,11 +108,12 @@ static bool read_kernel(const struct Reader* reader, struct Line* line, struct V
         wrong = "its fourth word to be a number of rows, or \"more\"";
     else if (strlen(words[4]) >= sizeof line->kernel.name)
         wrong = "its fifth word to be a kernel's name";
-    else if (!read_number(words[5], 0, 64, 1u << 20, &line->kernel.splitSize) ||
+    else if (!read_number(words[5], 0, 0, 1u << 20, &line->kernel.splitSize) ||
+             (line->kernel.splitSize && line->kernel.splitSize < 64) ||
              (line->kernel.splitSize & (line->kernel.splitSize - 1)))
-        wrong = "its sixth word to be the tokens of a split, a power of two from 64 to 1048576";
-    else if (!read_number(words[6], 0, 1, 1u << 16, &line->kernel.workgroups))
-        wrong = "its seventh word to be a number of workgroups from 1 to 65536";
+        wrong = "its sixth word to be the tokens of a split, a power of two from 64 to 1048576, or 0 for the default";
+    else if (!read_number(words[6], 0, 0, 1u << 16, &line->kernel.workgroups))
+        wrong = "its seventh word to be a number of workgroups up to 65536, or 0 for the default";
     if (wrong)
         vkmqa_problem(problem, "tuningProfile: line %u needs %s", reader->number, wrong);
     else
