@@ -137,7 +137,8 @@ static void importsRejectBadInput(void** state) {
     } while (0)
     REJECTS(info.computeQueue = NULL, INVALID, "computeQueue");
     REJECTS(info.computeFamily = 77, INVALID, "computeFamily is 77");
-    REJECTS(info.transferQueue = engine.queue; info.transferFamily = 78, INVALID, "transferFamily is 78");
+    REJECTS(info.transferQueue = (VkQueue)&engine; info.transferFamily = 78, INVALID, "transferFamily is 78; the device");
+    REJECTS(info.transferQueue = engine.queue; info.transferFamily = 78, INVALID, "the same queue's computeFamily");
     REJECTS(info.lockQueue = NULL, INVALID, "info.lockQueue is");
     REJECTS(info.unlockQueue = NULL, INVALID, "info.unlockQueue is");
     REJECTS(info.physicalDeviceCount = 2, VK_ERROR_FEATURE_NOT_PRESENT, "group");

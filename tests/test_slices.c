@@ -79,19 +79,24 @@ static void slicesAreTheCall(void** state) {
                 runRecord(&run, false);
                 runSubmit(&run);
                 Output whole = runRead(&run);
-                uint32_t groups = (uint32_t)countSlices(&run, 0, 0).groups;
+                const VkmqaSlices all = countSlices(&run, 0, 0);
+                uint32_t groups = (uint32_t)all.groups;
                 const uint32_t mosts[] = {0, 3, groups / 2 + 1, 2 * groups};
                 for (size_t k = 0; k < COUNT(mosts); k++) {
                     start(&run, &problem);
                     runSlices(&run, &random, mosts[k]);
                     expectSame(&run, &whole, "slices");
                 }
-                double correction = 0;
                 const VkmqaAttentionInfo info = runAttentionInfo(&run);
-                start(&run, &problem);
-                REQUIRE(vkmqaRunAttention(run.commands, attention, &info, 1e-6, &correction));
-                assert_true(correction > 0);
-                expectSame(&run, &whole, "vkmqaRunAttention");
+                // One group at a time, the default, several that grow and shrink by what was measured, all at once.
+                const double budgets[] = {1e-6, 0, all.secondsPerGroup * (double)all.groups / 3, 1e3};
+                for (size_t k = 0; k < COUNT(budgets); k++) {
+                    double correction = 0;
+                    start(&run, &problem);
+                    REQUIRE(vkmqaRunAttention(run.commands, attention, &info, budgets[k], &correction));
+                    assert_true(correction > 0);
+                    expectSame(&run, &whole, "vkmqaRunAttention");
+                }
                 outputDestroy(&whole);
                 runDestroy(&run);
                 problemDestroy(&problem);

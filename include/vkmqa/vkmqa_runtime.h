@@ -184,7 +184,8 @@ VKMQA_API VkResult vkmqaBeginCommands(VkmqaCommands commands); // drops what was
 VKMQA_API VkCommandBuffer vkmqaGetCommandBuffer(VkmqaCommands commands);
 // For VkmqaAppendInfo::recorder and its like; it belongs to the commands. Null for a wrong handle.
 VKMQA_API VkmqaRecorder vkmqaGetCommandsRecorder(VkmqaCommands commands);
-// Ends the recording, where it has not been ended, and submits to the compute queue. Does not wait.
+// Ends the recording, where it has not been ended, and submits to the compute queue. Does not wait. Should ending fail,
+// the recording is lost; should submitting, it may be submitted again.
 VKMQA_API VkResult vkmqaSubmitCommands(VkmqaCommands commands);
 // VK_TIMEOUT when it has not finished; VK_ERROR_DEVICE_LOST is sticky for the device.
 VKMQA_API VkResult vkmqaWaitCommands(VkmqaCommands commands, uint64_t timeoutNs);
@@ -195,7 +196,7 @@ VKMQA_API double vkmqaGetCommandsTime(VkmqaCommands commands);
 // Computes vkmqaCmdAttention(info) in slices of about so many seconds (default 0.002), one submission after another,
 // each waited for; info->recorder is the commands' own. What else is recorded in the commands is dropped. *correction
 // is VkmqaSliceInfo's, 0 at first: timestamps improve it from slice to slice; keep it for the object's next call.
-// After a failure out holds anything.
+// After a failure out holds anything. VK_TIMEOUT: a slice hangs and is still pending; so the buffers are in use.
 VKMQA_API VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention,
                                      const VkmqaAttentionInfo* info, double seconds, double* correction);
 

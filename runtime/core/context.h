@@ -66,15 +66,6 @@ static inline bool vkmqa_is_attention(VkmqaAttention attention) {
     return attention && attention->magic == VKMQA_MAGIC_ATTENTION;
 }
 
-// Info structs grow at their end. Copies the known part of `given` into `known` (whose size is knownSize,
-// zeroing what an older caller does not give) and refuses a non-zero unknown tail. Both start with
-// structSize. minSize: the size of the struct's first published version.
-bool vkmqa_read_struct(const void* given, void* known, uint32_t knownSize, uint32_t minSize,
-                       const char* name, struct VkmqaProblem* problem);
-// Checks an output struct's structSize: at least minSize. Clears what both sides know but structSize.
-bool vkmqa_open_output(void* output, uint32_t knownSize, uint32_t minSize, const char* name,
-                       struct VkmqaProblem* problem);
-
 // requirements.c: what the feature chain and extension list say.
 struct VkmqaEnabled {
     bool deviceAddress;

@@ -18,7 +18,7 @@
 #include <vkmqa/vkmqa.h>
 
 #include "../../shaders/shared.h"
-#include "../printf.h"
+#include "../structs.h"
 
 enum {
     VKMQA_MAX_RATIO = 128,
@@ -78,15 +78,6 @@ struct VkmqaShape {
     VkmqaTier tier;
     uint64_t avoidKernels;
 };
-
-// What is wrong with a call's arguments; text is empty when nothing is.
-struct VkmqaProblem {
-    char text[256];
-};
-void vkmqa_problem(struct VkmqaProblem* problem, const char* format, ...)
-    VKMQA_PRINTF(2, 3);
-
-void vkmqa_problem_list(struct VkmqaProblem* problem, const char* format, va_list arguments);
 
 // types.c
 bool vkmqa_is_type(VkmqaType type, bool io); // io: one that q, out and new rows may have

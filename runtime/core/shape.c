@@ -6,10 +6,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-void vkmqa_problem_list(struct VkmqaProblem* problem, const char* format, va_list arguments) {
-    vsnprintf(problem->text, sizeof problem->text, format, arguments);
-}
-
 void vkmqa_problem(struct VkmqaProblem* problem, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);

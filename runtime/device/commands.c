@@ -31,7 +31,9 @@ static bool is_commands(VkmqaCommands commands) {
     return commands && commands->magic == VKMQA_MAGIC_COMMANDS;
 }
 
-VkmqaDevice vkmqa_commands_device(VkmqaCommands commands) { return commands->device; }
+VkmqaDevice vkmqa_commands_device(VkmqaCommands commands) {
+    return is_commands(commands) ? commands->device : NULL;
+}
 
 static VkResult check(VkmqaCommands commands, const char* call) {
     if (!is_commands(commands))

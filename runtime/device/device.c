@@ -107,7 +107,13 @@ VkResult vkmqa_drain_device(VkmqaDevice device, const char* call) {
                         : vkmqa_device_result(device, result, call, "vkQueueWaitIdle");
 }
 
-bool vkmqa_enables_addresses(const VkPhysicalDeviceFeatures2* features) {
+bool vkmqa_enables_addresses(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,
+                             const VkPhysicalDeviceFeatures2* features) {
+    bool known = apiVersion >= VK_API_VERSION_1_2;
+    for (uint32_t i = 0; i < extensionCount; i++)
+        known = known || strcmp(extensions[i], VK_KHR_BUFFER_DEVICE_ADDRESS_EXTENSION_NAME) == 0;
+    if (!known)
+        return false;
     for (const VkBaseInStructure* s = (const VkBaseInStructure*)features; s; s = s->pNext) {
         if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_BUFFER_DEVICE_ADDRESS_FEATURES)
             return ((const VkPhysicalDeviceBufferDeviceAddressFeatures*)s)->bufferDeviceAddress;
@@ -218,7 +224,8 @@ VkResult vkmqaGetDeviceProperties(VkmqaDevice device, VkmqaDeviceProperties* pro
     if (!vkmqa_is_device(device))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkResult result = vkmqa_check_output(&device->messenger, "vkmqaGetDeviceProperties",
-                                         "VkmqaDeviceProperties", properties, sizeof(*properties));
+                                         "VkmqaDeviceProperties", properties, sizeof(*properties),
+                                         sizeof(*properties));
     if (!result)
         vkmqa_write_output(properties, &device->physical.properties, sizeof(*properties));
     return result;
@@ -232,7 +239,7 @@ VkResult vkmqaGetDeviceHandles(VkmqaDevice device, VkmqaDeviceHandles* handles) 
     if (!vkmqa_is_device(device))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkResult result = vkmqa_check_output(&device->messenger, "vkmqaGetDeviceHandles",
-                                         "VkmqaDeviceHandles", handles, sizeof(*handles));
+                                         "VkmqaDeviceHandles", handles, sizeof(*handles), sizeof(*handles));
     if (result)
         return result;
     device->used = true; // by whoever has its queues

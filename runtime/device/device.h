@@ -6,7 +6,7 @@
 #include <vkmqa/vkmqa_runtime.h>
 
 #include "allocate.h"
-#include "printf.h"
+#include "structs.h"
 #include "vk_table.h"
 
 #include <stdbool.h>
@@ -35,13 +35,12 @@ VkResult vkmqa_device_fail(const struct VkmqaMessenger* messenger, VkResult resu
                            const char* format, ...) VKMQA_PRINTF(3, 4);
 const char* vkmqa_result_name(VkResult result);
 
-// Info structs: copies size bytes of info to copy, after checking structSize and the unknown tail.
+// vkmqa_read_struct and vkmqa_open_output, with a message for what is wrong.
 VkResult vkmqa_read_info(const struct VkmqaMessenger* messenger, const char* call, const char* type,
-                         const void* info, void* copy, uint32_t size);
-// Structs the library fills: checks target's structSize, copies source, keeps structSize, clears
-// the unknown tail.
+                         const void* info, void* copy, uint32_t size, uint32_t minSize);
 VkResult vkmqa_check_output(const struct VkmqaMessenger* messenger, const char* call,
-                            const char* type, const void* target, uint32_t size);
+                            const char* type, void* target, uint32_t size, uint32_t minSize);
+// Copies what target has room for, and keeps its structSize.
 void vkmqa_write_output(void* target, const void* source, uint32_t size);
 
 // Id of this process; 0 where processes cannot fork.
@@ -78,6 +77,7 @@ struct VkmqaPhysical {
     const char* globalPriority;           // name of the extension, null without it
     uint32_t computeFamily, transferFamily; // equal where there is no transfer queue of its own
     uint32_t timestampBits;                 // valid bits on the compute family
+    float timestampPeriod;                  // of queues that have any
 };
 
 // Fills *physical for its handle, which is number `index` of the loader's.
@@ -141,7 +141,9 @@ void vkmqa_destroy_device(VkmqaDevice device);
 // Around every use of a queue; userData is the device.
 void vkmqa_lock_queue(void* userData, VkQueue queue);
 void vkmqa_unlock_queue(void* userData, VkQueue queue);
-bool vkmqa_enables_addresses(const VkPhysicalDeviceFeatures2* features);
+// The core's rule: the feature counts from Vulkan 1.2 on, or with its extension.
+bool vkmqa_enables_addresses(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,
+                             const VkPhysicalDeviceFeatures2* features);
 bool vkmqa_is_device(VkmqaDevice device);
 // Whether call may use the device: not null, not of the parent process, not lost.
 VkResult vkmqa_check_device(VkmqaDevice device, const char* call);
@@ -200,7 +202,7 @@ void vkmqa_forget_copies(VkmqaDevice device);  // as vkmqa_forget_memory
 
 // ---- commands.c ------------------------------------------------------------------------------
 
-VkmqaDevice vkmqa_commands_device(VkmqaCommands commands); // a valid handle
+VkmqaDevice vkmqa_commands_device(VkmqaCommands commands); // null for a wrong handle
 
 // ---- transfer.c ------------------------------------------------------------------------------
 

@@ -61,13 +61,15 @@ static VkResult import(VkmqaDevice device, const char* call, const VkmqaDeviceIm
                               VK_QUEUE_TRANSFER_BIT | VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT, &bits);
     if (result)
         return result;
-    if (!device->physical.timestampBits)
-        device->physical.properties.timestampPeriod = 0.0f;
+    device->physical.properties.timestampPeriod =
+        device->physical.timestampBits ? device->physical.timestampPeriod : 0.0f;
     device->pipelineCache = context->pipelineCache;
     device->lockQueue = info->lockQueue;
     device->unlockQueue = info->unlockQueue;
     device->queueUserData = info->queueUserData;
-    return vkmqa_start_device(device, call, vkmqa_enables_addresses(context->enabledFeatures));
+    return vkmqa_start_device(device, call, vkmqa_enables_addresses(context->apiVersion, context->enabledExtensionCount,
+                                                                    context->enabledExtensions,
+                                                                    context->enabledFeatures));
 }
 
 VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* given, VkmqaDevice* result) {
@@ -83,7 +85,7 @@ VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* given, VkmqaDevice* resu
         messenger.callback = given->context->messageCallback;
         messenger.userData = given->context->messageUserData;
     }
-    VkResult error = vkmqa_read_info(&messenger, call, "VkmqaDeviceImportInfo", given, &info, sizeof info);
+    VkResult error = vkmqa_read_info(&messenger, call, "VkmqaDeviceImportInfo", given, &info, sizeof info, sizeof info);
     if (error)
         return error;
 #define NEED(condition, error, ...)                                                                                    \
@@ -99,8 +101,12 @@ VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* given, VkmqaDevice* resu
     NEED(info.physicalDeviceCount <= 1, VK_ERROR_FEATURE_NOT_PRESENT,
          "info.physicalDeviceCount is %u; device groups are not supported: import a device of one GPU", call,
          info.physicalDeviceCount)
+    NEED(info.transferQueue != info.computeQueue || info.transferFamily == info.computeFamily,
+         VK_ERROR_VALIDATION_FAILED_EXT, "info.transferFamily is %u, and the same queue's computeFamily %u; give both "
+         "alike, or leave transferQueue null", call, info.transferFamily, info.computeFamily)
     VkmqaContextCreateInfo context;
-    error = vkmqa_read_info(&messenger, call, "VkmqaContextCreateInfo", info.context, &context, sizeof context);
+    error = vkmqa_read_info(&messenger, call, "VkmqaContextCreateInfo", info.context, &context, sizeof context,
+                            sizeof context);
     if (error)
         return error;
     context.structSize = sizeof context;

@@ -151,7 +151,8 @@ VkResult vkmqa_describe_physical(const struct VkmqaLoader* loader, const VkAlloc
     VkResult result = choose_families(vk, allocator, physical);
     if (result)
         return result;
-    properties->timestampPeriod = physical->timestampBits ? base.limits.timestampPeriod : 0.0f;
+    physical->timestampPeriod = base.limits.timestampPeriod;
+    properties->timestampPeriod = physical->timestampBits ? physical->timestampPeriod : 0.0f;
     if (base.apiVersion < VK_API_VERSION_1_1) {
         physical->usable = false;
         return VK_SUCCESS;
@@ -213,7 +214,7 @@ VkResult vkmqaListDevices(uint32_t* count, VkmqaDeviceProperties* properties,
     uint32_t stride = 0; // of the caller's version of the struct
     if (properties && *count > 0) {
         result = vkmqa_check_output(&messenger, call, "VkmqaDeviceProperties", properties,
-                                    sizeof(VkmqaDeviceProperties));
+                                    sizeof(VkmqaDeviceProperties), sizeof(VkmqaDeviceProperties));
         if (result)
             return result;
         stride = properties->structSize;

@@ -11,7 +11,6 @@
 #endif
 
 // Info structs larger than this are garbage rather than a future version.
-#define MAX_STRUCT_SIZE 65536u
 
 static void say(const struct VkmqaMessenger* messenger, VkmqaSeverity severity, const char* format,
                 va_list arguments) {
@@ -75,45 +74,25 @@ static uint32_t struct_size(const void* object) {
     return size;
 }
 
-static VkResult check_size(const struct VkmqaMessenger* messenger, const char* call,
-                           const char* type, const void* object, uint32_t size) {
-    if (!object)
-        return vkmqa_device_fail(messenger, VK_ERROR_VALIDATION_FAILED_EXT,
-                                 "%s: the pointer to %s is null; pass one", call, type);
-    uint32_t given = struct_size(object);
-    if (given < size || given > MAX_STRUCT_SIZE)
-        return vkmqa_device_fail(messenger, VK_ERROR_VALIDATION_FAILED_EXT,
-                                 "%s: structSize is %u; set it to sizeof(%s), here %u", call, given,
-                                 type, size);
-    return VK_SUCCESS;
-}
-
 VkResult vkmqa_read_info(const struct VkmqaMessenger* messenger, const char* call, const char* type,
-                         const void* info, void* copy, uint32_t size) {
-    VkResult result = check_size(messenger, call, type, info, size);
-    if (result)
-        return result;
-    const unsigned char* bytes = info;
-    for (uint32_t i = size, end = struct_size(info); i < end; i++)
-        if (bytes[i])
-            return vkmqa_device_fail(
-                messenger, VK_ERROR_VALIDATION_FAILED_EXT,
-                "%s: %s uses a field that this version of the library does not know; leave "
-                "everything past byte %u zero",
-                call, type, size);
-    memcpy(copy, info, size);
-    return VK_SUCCESS;
+                         const void* info, void* copy, uint32_t size, uint32_t minSize) {
+    struct VkmqaProblem problem;
+    if (vkmqa_read_struct(info, copy, size, minSize, type, &problem))
+        return VK_SUCCESS;
+    return vkmqa_device_fail(messenger, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text);
 }
 
 VkResult vkmqa_check_output(const struct VkmqaMessenger* messenger, const char* call,
-                            const char* type, const void* target, uint32_t size) {
-    return check_size(messenger, call, type, target, size);
+                            const char* type, void* target, uint32_t size, uint32_t minSize) {
+    struct VkmqaProblem problem;
+    if (vkmqa_open_output(target, size, minSize, type, &problem))
+        return VK_SUCCESS;
+    return vkmqa_device_fail(messenger, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text);
 }
 
 void vkmqa_write_output(void* target, const void* source, uint32_t size) {
     uint32_t given = struct_size(target);
-    memset(target, 0, given);
-    memcpy(target, source, size);
+    memcpy(target, source, size < given ? size : given);
     memcpy(target, &given, sizeof(given));
 }
 

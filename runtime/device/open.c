@@ -42,7 +42,8 @@ static VkResult create_device(VkmqaDevice device, const char* call,
         device->handle = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateDevice");
     }
-    result = vkmqa_start_device(device, call, vkmqa_enables_addresses(requirements->features));
+    result = vkmqa_start_device(device, call, vkmqa_enables_addresses(device->loader.apiVersion, extensionCount, extensions,
+                                                                      requirements->features));
     if (result)
         return result;
     vk->GetDeviceQueue(device->handle, physical->computeFamily, 0, &device->computeQueue);
@@ -159,7 +160,7 @@ VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device) {
         messenger.userData = info->messageUserData;
     }
     VkResult result =
-        vkmqa_read_info(&messenger, call, "VkmqaDeviceOpenInfo", info, &copy, sizeof(copy));
+        vkmqa_read_info(&messenger, call, "VkmqaDeviceOpenInfo", info, &copy, sizeof(copy), sizeof(copy));
     if (result)
         return result;
     VkmqaDevice opened = vkmqa_new_device(&messenger, call, NULL);

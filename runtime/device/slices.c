@@ -4,27 +4,25 @@
 VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention, const VkmqaAttentionInfo* given,
                            double seconds, double* correction) {
     static const char call[] = "vkmqaRunAttention";
-    VkResult result = vkmqaBeginCommands(commands);
-    if (result)
-        return result;
     VkmqaDevice device = vkmqa_commands_device(commands);
+    if (!device)
+        return VK_ERROR_VALIDATION_FAILED_EXT;
     if (!correction)
         return vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
                                  "%s: correction is null; give one", call);
     VkmqaAttentionInfo info;
-    result = vkmqa_read_info(&device->messenger, call, "VkmqaAttentionInfo", given, &info, sizeof info);
+    VkResult result =
+        vkmqa_read_info(&device->messenger, call, "VkmqaAttentionInfo", given, &info, sizeof info, sizeof info);
     if (result)
         return result;
     info.recorder = vkmqaGetCommandsRecorder(commands);
     VkmqaSlices slices = {.structSize = sizeof(slices)};
-    double factor = *correction;
     for (uint64_t done = 0; done == 0 || done < slices.groups; done += slices.groupsPerSlice) {
         VkmqaSliceInfo ask = {
-            .structSize = sizeof(ask), .step = info.step, .seconds = seconds, .correction = factor};
-        if (done)
-            result = vkmqaBeginCommands(commands);
+            .structSize = sizeof(ask), .step = info.step, .seconds = seconds, .correction = *correction};
+        result = vkmqaGetSliceCount(attention, &ask, &slices);
         if (!result)
-            result = vkmqaGetSliceCount(attention, &ask, &slices);
+            result = vkmqaBeginCommands(commands);
         if (!result)
             result = vkmqaCmdAttentionSlice(attention, vkmqaGetCommandBuffer(commands), &info, done,
                                             slices.groupsPerSlice);
@@ -32,6 +30,11 @@ VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention, con
             result = vkmqaSubmitCommands(commands);
         if (!result) {
             result = vkmqaWaitCommands(commands, device->waitLimitNs);
+            if (result == VK_TIMEOUT)
+                vkmqa_device_fail(&device->messenger, result,
+                                  "%s: a slice of %g s as estimated has not finished after %g s; it is still pending",
+                                  call, (double)slices.groupsPerSlice * slices.secondsPerGroup,
+                                  1e-9 * (double)device->waitLimitNs);
             if (result < 0 && vkmqa_drain_device(device, call) == VK_SUCCESS) // so that the caller may try again
                 vkmqaWaitCommands(commands, 0);
         }
@@ -39,8 +42,7 @@ VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention, con
             return result;
         uint64_t left = slices.groups - done;
         double groups = (double)(left < slices.groupsPerSlice ? left : slices.groupsPerSlice);
-        factor = vkmqaCorrectSlices(factor, vkmqaGetCommandsTime(commands), groups * slices.secondsPerGroup);
+        *correction = vkmqaCorrectSlices(*correction, vkmqaGetCommandsTime(commands), groups * slices.secondsPerGroup);
     }
-    *correction = factor;
     return VK_SUCCESS;
 }
