@@ -2,7 +2,7 @@
 # stripped whatever the generator's install target, as the size promise is about them.
 # Components: runtime (the shared library), dev, bench.
 include(CMakePackageConfigHelpers)
-set(VKMQA_PACKAGE_runtime libvkmqa${PROJECT_VERSION_MAJOR})
+set(VKMQA_PACKAGE_runtime libvkmqa${interfaceVersion})
 set(VKMQA_PACKAGE_dev libvkmqa-dev)
 set(VKMQA_PACKAGE_bench vkmqa-bench)
 set(packageDir ${CMAKE_INSTALL_LIBDIR}/cmake/vkmqa)
@@ -42,7 +42,11 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/vkmqaConfig.cmake
 file(RELATIVE_PATH pcToPrefix /p/${CMAKE_INSTALL_LIBDIR}/pkgconfig /p)
 set(vulkanCflags "")
 if(NOT VKMQA_VULKAN_INCLUDE_DIR IN_LIST CMAKE_C_IMPLICIT_INCLUDE_DIRECTORIES)
-    set(vulkanCflags "-I${VKMQA_VULKAN_INCLUDE_DIR}")
+    set(vulkanCflags "-I${VKMQA_VULKAN_INCLUDE_DIR}") # absolute: not of the installed tree
+endif()
+set(pcPrivate "")
+if(UNIX)
+    set(pcPrivate "-lpthread -ldl -lm")
 endif()
 configure_file(cmake/vkmqa.pc.in ${CMAKE_CURRENT_BINARY_DIR}/vkmqa.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/vkmqa.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT dev)

@@ -1,4 +1,4 @@
-# cpack -G DEB   libvkmqa0, libvkmqa-dev and vkmqa-bench
+# cpack -G DEB   libvkmqa0.1, libvkmqa-dev and vkmqa-bench
 # cpack -G TGZ   one folder with vkmqa-bench, the shared library beside it and the headers, for any Linux of the
 #                build machine's C library or newer
 set(CPACK_PACKAGE_NAME vkmqa)

@@ -48,14 +48,13 @@ static VkResult attentionRecord(Attention* a, VkCommandBuffer commands, VkmqaBuf
         .recorder = a->recorder, .step = &a->step, .kv = &kv, .q = q, .out = out,
         .scratch = vkmqaGetMemoryRange(a->scratch, 0, 0)});
 }
-// ------------------------------------------------------------------------------------------------------
-
 static void attentionStep(Attention* a, int32_t token) { // before its submission: which token this is
     char* words = vkmqaGetMemoryPointer(a->metadata);
     ((int32_t*)(words + a->step.layout.cuSeqlensQ))[0] = 0;
     ((int32_t*)(words + a->step.layout.cuSeqlensQ))[1] = 1;
     *(int32_t*)(words + a->step.layout.seqLensKv) = token + 1;
     *(int32_t*)(words + a->step.layout.slotMapping) = token;
+    *(uint32_t*)(words + a->step.layout.status) = 0; // kernels say here what they did not believe
 }
 
 static void attentionDestroy(Attention* a) {
@@ -66,6 +65,7 @@ static void attentionDestroy(Attention* a) {
     vkmqaDestroyAttention(a->object);
     vkmqaCloseDevice(a->device);
 }
+// ------------------------------------------------------------------------------------------------------
 
 static void say(VkmqaSeverity severity, const char* text, void* userData) {
     if (severity == VKMQA_SEVERITY_ERROR)

@@ -68,6 +68,7 @@ int main(void) {
         ((int32_t*)(words + step.layout.cuSeqlensQ))[1] = 1;     // one query token
         *(int32_t*)(words + step.layout.seqLensKv) = token + 1;   // tokens in the cache, this one included
         *(int32_t*)(words + step.layout.slotMapping) = token;     // where this one goes
+        *(uint32_t*)(words + step.layout.status) = 0;             // kernels say here what they did not believe
         CHECK(vkmqaSubmitCommands(commands));
         CHECK(vkmqaWaitCommands(commands, UINT64_MAX));
         printf("token %d: mean of the values %g\n", token, result[HEADS * DIM - 1]);

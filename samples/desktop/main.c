@@ -91,7 +91,7 @@ static bool adjust(uint32_t* value, int up, int down, uint32_t least, uint32_t m
 static void interact(Window* window, Model* model, View* view) {
     const int keys[] = {GLFW_KEY_UP, GLFW_KEY_DOWN, GLFW_KEY_RIGHT, GLFW_KEY_LEFT, GLFW_KEY_W};
     int was[5] = {0}, pressed[5];
-    bool whole = false;
+    bool whole = false, wanted = false; // from the next step on
     double last = 0;
     while (!glfwWindowShouldClose(window->glfw) && glfwGetKey(window->glfw, GLFW_KEY_ESCAPE) != GLFW_PRESS) {
         last = frame(window, model, view, whole ? 0 : SLICE_SECONDS, true, last, NULL);
@@ -100,7 +100,9 @@ static void interact(Window* window, Model* model, View* view) {
             pressed[i] = is && !was[i];
             was[i] = is;
         }
-        whole ^= pressed[4] && !model->busy;
+        wanted ^= pressed[4];
+        if (!model->busy)
+            whole = wanted;
         uint32_t tokens = model->tokens, heads = model->heads;
         bool longer = adjust(&tokens, pressed[0], pressed[1], 1024, MAX_CONTEXT);
         bool more = adjust(&heads, pressed[2], pressed[3], HEADS_KV, MAX_HEADS);

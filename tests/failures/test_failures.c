@@ -1,8 +1,10 @@
-// Every call of Vulkan and of the C library that the library makes, failing in every way it may: the right code comes
-// out, with a sentence; nothing is leaked; everything can be destroyed; a second attempt works, and computes what
-// it should.
+// Every place where the library calls Vulkan or the C library, failing with an error that it may return: the right code
+// comes out, with a sentence; nothing is leaked; everything can be destroyed; a second attempt works, and computes what
+// it should. With VKMQA_TEST_LONG=1 in every such way, else in one of them, in another one with another VKMQA_TEST_SEED.
 #define _DEFAULT_SOURCE // mkdtemp
 #include "failures.h"
+
+#include "vk_table.h"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -106,8 +108,7 @@ static void runOnce(Attempt* attempt, bool retry, const LayerFailPlan* plan, Sce
     scenario(attempt);
 }
 
-// Each place in each way: every error that its entry may return, once and from then on. Without --long in one of the
-// ways, by turns.
+// Ways: every error that the place's entry may return, once and from then on.
 static void failEverywhere(const char* name, Scenario scenario) {
     enum { MOST = 2048 };
     static Attempt clean, attempt;
@@ -158,6 +159,31 @@ static void failEverywhere(const char* name, Scenario scenario) {
     assert_true(missed * 20 <= runs);
 }
 
+// A function that is new in the table must be made to fail, or be one that cannot.
+static void everyFunctionCanFail(void** state) {
+    (void)state;
+    static const char* const names[] = {
+#define NAME(name) "vk" #name,
+#define NAMES(name, alias) "vk" #name,
+        VKMQA_VK_INSTANCE_FUNCTIONS(NAME) VKMQA_VK_OPTIONAL_INSTANCE_FUNCTIONS(NAME) VKMQA_VK_DEVICE_FUNCTIONS(NAME)
+            VKMQA_VK_OPTIONAL_DEVICE_FUNCTIONS(NAMES)
+#undef NAME
+#undef NAMES
+    };
+    // Without a result, or without an error in it.
+    static const char* const certain[] = {
+        "vkCmd", "vkDestroy", "vkFree", "vkGetPhysicalDeviceProperties", "vkGetPhysicalDeviceFeatures",
+        "vkGetPhysicalDeviceQueueFamilyProperties", "vkGetPhysicalDeviceMemoryProperties", "vkGetDeviceProcAddr",
+        "vkGetDeviceQueue", "vkGetBuffer", "vkUpdateDescriptorSets", "vkResetDescriptorPool"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        bool covered = layerFail->errors(names[i])[0] != VK_SUCCESS;
+        for (size_t k = 0; k < COUNT(certain); k++)
+            covered = covered || strncmp(names[i], certain[k], strlen(certain[k])) == 0;
+        if (!covered)
+            fail_msg("%s is called, and never fails in this test; see ../layer/fail.c", names[i]);
+    }
+}
+
 static void onADeviceOfItsOwn(void** state) {
     (void)state;
     failEverywhere("own device", scenarioOwn);
@@ -175,6 +201,7 @@ static void ofACache(void** state) {
 int main(void) {
     const char* seed = getenv("VKMQA_TEST_SEED");
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(everyFunctionCanFail),
         cmocka_unit_test(onADeviceOfItsOwn),
         cmocka_unit_test(onAnEnginesDevice),
         cmocka_unit_test(ofACache),
