@@ -13,59 +13,53 @@ enum { HEADS = 8, DIM = 64, CONTEXT = 1024, TOKENS = 5 }; // 8 query heads on on
 typedef struct Attention {
     VkmqaDevice device; // yours, imported
     VkmqaAttention object;
-    VkmqaRecorder recorder;
-    VkmqaMemory k, v, scratch, metadata;
+    VkmqaMemory memory[4];
     VkmqaStep step;
 } Attention;
+enum { K, V, SCRATCH, METADATA }; // of memory
 
 static VkResult attentionCreate(Attention* a, const VkmqaDeviceImportInfo* yours) {
     TRY(vkmqaImportDevice(yours, &a->device));
     TRY(vkmqaDeviceCreateAttention(a->device, &(VkmqaAttentionCreateInfo){.structSize = sizeof(VkmqaAttentionCreateInfo),
-        .flags = VKMQA_ATTENTION_CAUSAL_BIT, .numHeadsQ = HEADS, .numHeadsKv = 1, .headDimQk = DIM,
-        .maxSeqLenKv = CONTEXT, .ioType = VKMQA_TYPE_F32, .kType = VKMQA_TYPE_F16}, &a->object));
-    TRY(vkmqaCreateRecorder(vkmqaGetDeviceContext(a->device),
-        &(VkmqaRecorderCreateInfo){.structSize = sizeof(VkmqaRecorderCreateInfo), .maxCalls = 2}, &a->recorder));
+        .numHeadsQ = HEADS, .numHeadsKv = 1, .headDimQk = DIM, .maxSeqLenKv = CONTEXT, .ioType = VKMQA_TYPE_F32}, &a->object));
     a->step = (VkmqaStep){.structSize = sizeof a->step, .limits = {.batch = 1, .totalQ = 1}}; // one token a time
     VkmqaKvRequirements kv = {.structSize = sizeof kv};
     VkmqaBufferRequirements metadata, scratch;
     TRY(vkmqaGetKvRequirements(a->object, 1, &kv));
     TRY(vkmqaGetStepLayout(a->object, &a->step.limits, &a->step.layout, &metadata));
     TRY(vkmqaGetScratchRequirements(a->object, &a->step.limits, &scratch));
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.k.size, &a->k));
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.v.size, &a->v));
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, scratch.size ? scratch.size : 4, &a->scratch));
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_UPLOAD, metadata.size, &a->metadata));
-    a->step.metadata = vkmqaGetMemoryRange(a->metadata, 0, 0);
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.k.size, &a->memory[K]));
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.v.size, &a->memory[V]));
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, scratch.size + 4, &a->memory[SCRATCH])); // it may need none
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_UPLOAD, metadata.size, &a->memory[METADATA]));
+    a->step.metadata = vkmqaGetMemoryRange(a->memory[METADATA], 0, 0);
     return VK_SUCCESS;
 }
 
 static VkResult attentionRecord(Attention* a, VkCommandBuffer commands, VkmqaBuffer q, VkmqaBuffer newK, VkmqaBuffer newV,
                                 VkmqaBuffer out) { // once; replayed for every token
-    VkmqaKv kv = {vkmqaGetMemoryRange(a->k, 0, 0), vkmqaGetMemoryRange(a->v, 0, 0), .numPages = 1};
+    VkmqaKv kv = {vkmqaGetMemoryRange(a->memory[K], 0, 0), vkmqaGetMemoryRange(a->memory[V], 0, 0), .numPages = 1};
     TRY(vkmqaCmdAppendKv(a->object, commands, &(VkmqaAppendInfo){.structSize = sizeof(VkmqaAppendInfo),
-        .recorder = a->recorder, .step = &a->step, .kv = &kv, .newK = newK, .newV = newV}));
+        .step = &a->step, .kv = &kv, .newK = newK, .newV = newV}));
     return vkmqaCmdAttention(a->object, commands, &(VkmqaAttentionInfo){.structSize = sizeof(VkmqaAttentionInfo),
-        .recorder = a->recorder, .step = &a->step, .kv = &kv, .q = q, .out = out,
-        .scratch = vkmqaGetMemoryRange(a->scratch, 0, 0)});
-}
-static void attentionStep(Attention* a, int32_t token) { // before its submission: which token this is
-    char* words = vkmqaGetMemoryPointer(a->metadata);
-    ((int32_t*)(words + a->step.layout.cuSeqlensQ))[0] = 0;
-    ((int32_t*)(words + a->step.layout.cuSeqlensQ))[1] = 1;
-    *(int32_t*)(words + a->step.layout.seqLensKv) = token + 1;
-    *(int32_t*)(words + a->step.layout.slotMapping) = token;
-    *(uint32_t*)(words + a->step.layout.status) = 0; // kernels say here what they did not believe
+        .step = &a->step, .kv = &kv, .q = q, .out = out, .scratch = vkmqaGetMemoryRange(a->memory[SCRATCH], 0, 0)});
 }
 
-static void attentionDestroy(Attention* a) {
-    VkmqaMemory memories[] = {a->k, a->v, a->scratch, a->metadata};
-    for (int i = 0; i < 4; ++i)
-        vkmqaDestroyMemory(memories[i]);
-    vkmqaDestroyRecorder(a->recorder);
+static void attentionStep(Attention* a, int32_t token) { // before its submission: which token this is
+    int32_t* words = vkmqaGetMemoryPointer(a->memory[METADATA]);
+    words[a->step.layout.cuSeqlensQ / 4] = words[a->step.layout.status / 4] = 0;
+    words[a->step.layout.cuSeqlensQ / 4 + 1] = 1; // one query token
+    words[a->step.layout.seqLensKv / 4] = token + 1;
+    words[a->step.layout.slotMapping / 4] = token;
+}
+// ------------------------------------------------------------------------------------------------------
+
+static void attentionDestroy(Attention* a) { // in reverse, once nothing of it is pending
+    for (int i = K; i <= METADATA; ++i)
+        vkmqaDestroyMemory(a->memory[i]);
     vkmqaDestroyAttention(a->object);
     vkmqaCloseDevice(a->device);
 }
-// ------------------------------------------------------------------------------------------------------
 
 static void say(VkmqaSeverity severity, const char* text, void* userData) {
     if (severity == VKMQA_SEVERITY_ERROR)
