@@ -171,14 +171,14 @@ typedef struct Incoherent {
     uint32_t* words;
 } Incoherent;
 
-static Incoherent incoherentCreate(void) {
+static Incoherent incoherentCreate(bool cached) {
+    const VkMemoryPropertyFlags wanted =
+        VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | (cached ? VK_MEMORY_PROPERTY_HOST_CACHED_BIT : 0u);
     Incoherent made;
     VkPhysicalDeviceMemoryProperties properties;
     vkGetPhysicalDeviceMemoryProperties(handles.physicalDevice, &properties);
     uint32_t type = 0;
-    while ((properties.memoryTypes[type].propertyFlags &
-            (VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT)) !=
-           VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT)
+    while ((properties.memoryTypes[type].propertyFlags & ~(VkFlags)VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT) != wanted)
         assert_true(++type < properties.memoryTypeCount);
     const VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                                      .size = BYTES,
@@ -233,9 +233,8 @@ void mappedMemoryIsCoherent(void** state) {
     vkmqaDestroyMemory(down);
 }
 
-void layerNeedsFlushes(void** state) {
-    (void)state;
-    Incoherent made = incoherentCreate();
+static void checkFlushes(bool cached) {
+    Incoherent made = incoherentCreate(cached);
     const VkMappedMemoryRange all = {.sType = VK_STRUCTURE_TYPE_MAPPED_MEMORY_RANGE,
                                      .memory = made.memory,
                                      .size = VK_WHOLE_SIZE};
@@ -265,11 +264,17 @@ void layerNeedsFlushes(void** state) {
     incoherentDestroy(&made);
 }
 
+void layerNeedsFlushes(void** state) {
+    (void)state;
+    checkFlushes(false);
+    checkFlushes(true);
+}
+
 static void flushOddly(const void* range) { vkFlushMappedMemoryRanges(handles.device, 1, range); }
 
 void layerRefusesRanges(void** state) {
     (void)state;
-    Incoherent made = incoherentCreate();
+    Incoherent made = incoherentCreate(true);
     VkMappedMemoryRange range = {.sType = VK_STRUCTURE_TYPE_MAPPED_MEMORY_RANGE,
                                  .memory = made.memory,
                                  .offset = 64,

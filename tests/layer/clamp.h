@@ -14,7 +14,7 @@ typedef struct ClampProfile {
     bool plain; // Vulkan 1.1 with its minimal limits: no extensions, no features, basic subgroup operations
     uint32_t storageBuffers;       // maxPerStageDescriptorStorageBuffers
     VkDeviceSize alignment;        // minStorageBufferOffsetAlignment, nonCoherentAtomSize
-    bool incoherent;               // three types of memory: hidden; visible, cached and not coherent; coherent
+    bool incoherent;               // four types of memory, of which one is visible and coherent, two only visible
     bool timestampless;
     VkDeviceSize heapBytes;
 } ClampProfile;

@@ -7,13 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HIDDEN, INCOHERENT, COHERENT, TYPES, MAX_ALLOCATIONS = 4096, PAGE = 4096, STALE = 0xA5 };
+enum { HIDDEN, WRITTEN, READ, COHERENT, TYPES, MAX_ALLOCATIONS = 4096, PAGE = 4096, STALE = 0xA5 };
 
 static const VkMemoryPropertyFlags typeFlags[TYPES] = {
     [HIDDEN] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
-    // The fastest to read and to write, for who leaves out one bit.
-    [INCOHERENT] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
-                   VK_MEMORY_PROPERTY_HOST_CACHED_BIT,
+    // Nothing is faster to write to, or to read from, for who forgets one bit.
+    [WRITTEN] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT,
+    [READ] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
+             VK_MEMORY_PROPERTY_HOST_CACHED_BIT,
     [COHERENT] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
                  VK_MEMORY_PROPERTY_HOST_COHERENT_BIT,
 };
@@ -42,7 +43,7 @@ static void clampMemory(VkPhysicalDeviceMemoryProperties* memory) {
             memory->memoryHeaps[i].size = clampProfile->heapBytes;
     if (!clampProfile->incoherent)
         return;
-    const VkMemoryPropertyFlags needed = typeFlags[COHERENT] | typeFlags[INCOHERENT];
+    const VkMemoryPropertyFlags needed = typeFlags[COHERENT] | typeFlags[READ];
     if (memory->memoryTypeCount != 1 || (memory->memoryTypes[0].propertyFlags & needed) != needed)
         clampBroken("the profile is for drivers whose only type of memory can do everything");
     memory->memoryTypeCount = TYPES;
@@ -145,7 +146,7 @@ VKAPI_ATTR VkResult VKAPI_CALL clampMap(VkDevice device, VkDeviceMemory memory, 
         clampBroken("vkMapMemory: memory of type %u is not visible to the host", allocation->type);
     VkResult result = LAYER_NEXT(vkMapMemory)(device, memory, type == COHERENT ? offset : 0,
                                               type == COHERENT ? size : VK_WHOLE_SIZE, flags, &real);
-    if (result == VK_SUCCESS && type == INCOHERENT) {
+    if (result == VK_SUCCESS && type != COHERENT) {
         if (posix_memalign(&shadow, PAGE, allocation->size))
             abort();
         memset(shadow, STALE, allocation->size); // what the host sees before it invalidates
