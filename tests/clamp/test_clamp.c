@@ -46,16 +46,23 @@ static void smallIsSeen(void** state) {
     vkmqaDestroyAttention(attention);
 }
 
-// Pipelines of the widest heads and of every cache type; the layer ends a program whose workgroups are too large.
+// The widest heads, every cache type, and the longest rows that a tile of 8 and of 1 has room for (456, 576); the layer
+// ends a program whose workgroups are too large.
 static void everyShapeFits(void** state) {
     (void)state;
     static const OracleType types[] = {ORACLE_F32, ORACLE_F16, ORACLE_BF16, ORACLE_FP8, ORACLE_Q8_0, ORACLE_Q4_0};
+    static const uint32_t dims[COUNT(types)] = {576, 456, 464, 8, 128, 448};
+    const VkmqaStepLimits limits = {.batch = 1, .totalQ = 1};
     for (size_t i = 0; i < COUNT(types); i++) {
         Model model = plain;
+        VkmqaKernelInfo kernel = {.structSize = sizeof(kernel)};
         model.numHeadsQ = 128;
-        model.headDimQk = model.headDimV = i % 2 ? 8 : 576;
+        model.headDimQk = model.headDimV = dims[i];
         model.k = model.v = types[i];
-        vkmqaDestroyAttention(create(&model, VKMQA_TIER_AUTO));
+        VkmqaAttention attention = create(&model, VKMQA_TIER_AUTO);
+        REQUIRE(vkmqaGetKernelInfo(attention, &limits, &kernel));
+        assert_int_equal(kernel.rowsPerTile, dims[i] <= 456 ? 8 : 1);
+        vkmqaDestroyAttention(attention);
     }
 }
 

@@ -2,7 +2,7 @@
 // not shown to who asks, refused to who enables it, and ends the program of who uses it all the same.
 //   clamp.c          the profiles, what is shown of them, and which device may be made
 //   clamp_memory.c   heaps and types of memory
-//   clamp_use.c      what is handed to the device: shaders, descriptors, layouts
+//   clamp_use.c      what is handed to the device: shaders (clamp_spirv.c reads them), descriptors, layouts
 #ifndef LAYER_CLAMP_H
 #define LAYER_CLAMP_H
 

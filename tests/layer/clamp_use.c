@@ -1,114 +1,49 @@
 // What a small device cannot be handed: shaders, layouts, descriptors.
 #include "clamp.h"
 
+#include "clamp_spirv.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 // ---- Shaders -------------------------------------------------------------------------------------
 
-// From the SPIR-V specification.
-enum {
-    SPIRV_1_3 = 0x00010300,
-    OP_EXECUTION_MODE = 16,
-    OP_CAPABILITY = 17,
-    OP_CONSTANT = 43,
-    OP_CONSTANT_COMPOSITE = 44,
-    OP_SPEC_CONSTANT = 50,
-    OP_SPEC_CONSTANT_COMPOSITE = 51,
-    OP_DECORATE = 71,
-    OP_EXECUTION_MODE_ID = 331,
-    MODE_LOCAL_SIZE = 17,
-    MODE_LOCAL_SIZE_ID = 38,
-    DECORATION_SPEC_ID = 1,
-    DECORATION_BUILT_IN = 11,
-    BUILT_IN_WORKGROUP_SIZE = 25,
-    CAPABILITY_MATRIX = 0,
-    CAPABILITY_SHADER = 1,
-    CAPABILITY_GROUP_NON_UNIFORM = 61,
-};
+enum { SPIRV_1_3 = 0x00010300, MATRIX = 0, SHADER = 1, GROUP_NON_UNIFORM = 61, MAX_MODULES = 4096 };
 
-typedef struct Shader {
+typedef struct Module {
     VkShaderModule module;
-    struct {
-        uint32_t value;
-        int64_t specId; // -1: none
-    } size[3];
-} Shader;
+    uint32_t* words;
+    size_t count;
+} Module;
 
-enum { MAX_SHADERS = 4096 };
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static Shader shaders[MAX_SHADERS];
-static uint32_t shaderCount;
+static Module modules[MAX_MODULES];
+static uint32_t moduleCount;
 
-static void checkCapability(uint32_t capability) {
-    if (clampProfile->plain && capability != CAPABILITY_MATRIX && capability != CAPABILITY_SHADER &&
-        capability != CAPABILITY_GROUP_NON_UNIFORM)
-        clampBroken("vkCreateShaderModule: SPIR-V capability %u needs a feature that the device lacks", capability);
-}
-
-// Where its workgroup size comes from. Numbers in SPIR-V are ids unless they are literals.
-static Shader readShader(const uint32_t* words, size_t count) {
-    Shader shader = {.size = {{1, -1}, {1, -1}, {1, -1}}};
-    const uint32_t bound = words[3];
-    uint32_t* values = calloc(bound, sizeof(*values)); // of constants
-    int64_t* specIds = malloc(bound * sizeof(*specIds));
-    uint32_t sizeIds[3] = {0}, composite = 0;
-    for (uint32_t i = 0; i < bound; i++)
-        specIds[i] = -1;
-    if (clampProfile->plain && words[1] > SPIRV_1_3)
-        clampBroken("vkCreateShaderModule: SPIR-V version 0x%x; Vulkan 1.1 has 1.3", words[1]);
-    for (size_t at = 5; at < count && words[at] >> 16; at += words[at] >> 16) {
-        const uint32_t* operands = words + at + 1;
-        switch (words[at] & 0xFFFF) {
-        case OP_CAPABILITY:
-            checkCapability(operands[0]);
-            break;
-        case OP_EXECUTION_MODE:
-            for (int i = 0; operands[1] == MODE_LOCAL_SIZE && i < 3; i++)
-                shader.size[i].value = operands[2 + i];
-            break;
-        case OP_EXECUTION_MODE_ID:
-            if (operands[1] == MODE_LOCAL_SIZE_ID)
-                memcpy(sizeIds, operands + 2, sizeof(sizeIds));
-            break;
-        case OP_DECORATE:
-            if (operands[1] == DECORATION_SPEC_ID)
-                specIds[operands[0]] = operands[2];
-            if (operands[1] == DECORATION_BUILT_IN && operands[2] == BUILT_IN_WORKGROUP_SIZE)
-                composite = operands[0];
-            break;
-        case OP_CONSTANT:
-        case OP_SPEC_CONSTANT:
-            values[operands[1]] = operands[2];
-            break;
-        case OP_CONSTANT_COMPOSITE:
-        case OP_SPEC_CONSTANT_COMPOSITE:
-            if (operands[1] == composite)
-                memcpy(sizeIds, operands + 2, sizeof(sizeIds));
-            break;
-        }
-    }
-    for (int i = 0; sizeIds[0] && i < 3; i++) {
-        shader.size[i].value = values[sizeIds[i]];
-        shader.size[i].specId = specIds[sizeIds[i]];
-    }
-    free(values);
-    free(specIds);
-    return shader;
+static void checkModule(const VkShaderModuleCreateInfo* info) {
+    const ClampShader shader = clampReadShader(info->pCode, info->codeSize / 4, NULL);
+    if (shader.version > SPIRV_1_3)
+        clampBroken("vkCreateShaderModule: SPIR-V version 0x%x; Vulkan 1.1 has 1.3", shader.version);
+    const uint64_t beyond = shader.capabilities & ~(1ull << MATRIX | 1ull << SHADER | 1ull << GROUP_NON_UNIFORM);
+    if (beyond)
+        clampBroken("vkCreateShaderModule: SPIR-V capabilities (bits 0x%llx) that need features the device lacks",
+                    (unsigned long long)beyond);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL clampShader(VkDevice device, const VkShaderModuleCreateInfo* info,
                                            const VkAllocationCallbacks* allocator, VkShaderModule* module) {
-    Shader shader = readShader(info->pCode, info->codeSize / 4);
+    if (clampProfile->plain)
+        checkModule(info);
     VkResult result = LAYER_NEXT(vkCreateShaderModule)(device, info, allocator, module);
     if (result != VK_SUCCESS)
         return result;
-    shader.module = *module;
+    const Module made = {*module, malloc(info->codeSize), info->codeSize / 4};
+    memcpy(made.words, info->pCode, info->codeSize);
     pthread_mutex_lock(&mutex);
-    if (shaderCount == MAX_SHADERS)
-        clampBroken("more than %d shader modules", MAX_SHADERS);
-    shaders[shaderCount++] = shader;
+    if (moduleCount == MAX_MODULES)
+        clampBroken("more than %d shader modules", MAX_MODULES);
+    modules[moduleCount++] = made;
     pthread_mutex_unlock(&mutex);
     return result;
 }
@@ -116,38 +51,40 @@ VKAPI_ATTR VkResult VKAPI_CALL clampShader(VkDevice device, const VkShaderModule
 VKAPI_ATTR void VKAPI_CALL clampDestroyShader(VkDevice device, VkShaderModule module,
                                               const VkAllocationCallbacks* allocator) {
     pthread_mutex_lock(&mutex);
-    for (uint32_t i = shaderCount; i-- > 0;)
-        if (module && shaders[i].module == module)
-            shaders[i] = shaders[--shaderCount];
+    for (uint32_t i = moduleCount; i-- > 0;)
+        if (modules[i].module == module) {
+            free(modules[i].words);
+            modules[i] = modules[--moduleCount];
+        }
     pthread_mutex_unlock(&mutex);
     LAYER_NEXT(vkDestroyShaderModule)(device, module, allocator);
 }
 
-static uint32_t specialised(uint32_t value, int64_t specId, const VkSpecializationInfo* info) {
-    for (uint32_t i = 0; info && i < info->mapEntryCount; i++)
-        if (info->pMapEntries[i].constantID == specId)
-            memcpy(&value, (const char*)info->pData + info->pMapEntries[i].offset, sizeof(value));
-    return value;
-}
-
-static void checkWorkgroup(const VkPipelineShaderStageCreateInfo* stage) {
-    uint64_t invocations = 1;
-    Shader shader = {0};
+static void checkStage(const VkPipelineShaderStageCreateInfo* stage) {
+    Module module = {0}; // its words stay: it may not be destroyed while pipelines are made of it
     pthread_mutex_lock(&mutex);
-    for (uint32_t i = 0; i < shaderCount; i++)
-        if (shaders[i].module == stage->module)
-            shader = shaders[i];
+    for (uint32_t i = 0; i < moduleCount; i++)
+        if (modules[i].module == stage->module)
+            module = modules[i];
     pthread_mutex_unlock(&mutex);
-    for (int i = 0; shader.module && i < 3; i++) {
-        uint32_t size = specialised(shader.size[i].value, shader.size[i].specId, stage->pSpecializationInfo);
-        invocations *= size;
-        if (size > clampLimits.maxComputeWorkGroupSize[i])
-            clampBroken("vkCreateComputePipelines: workgroup size %u, maxComputeWorkGroupSize[%d] is %u", size, i,
-                        clampLimits.maxComputeWorkGroupSize[i]);
+    if (!module.words)
+        clampBroken("vkCreateComputePipelines: no such shader module");
+    const ClampShader shader = clampReadShader(module.words, module.count, stage->pSpecializationInfo);
+    uint64_t invocations = 1;
+    if (shader.unknown)
+        clampBroken("vkCreateComputePipelines: the layer cannot compute OpSpecConstantOp %u", shader.unknown);
+    for (int i = 0; i < 3; i++) {
+        invocations *= shader.size[i];
+        if (shader.size[i] > clampLimits.maxComputeWorkGroupSize[i])
+            clampBroken("vkCreateComputePipelines: workgroup size %u, maxComputeWorkGroupSize[%d] is %u",
+                        shader.size[i], i, clampLimits.maxComputeWorkGroupSize[i]);
     }
     if (invocations > clampLimits.maxComputeWorkGroupInvocations)
         clampBroken("vkCreateComputePipelines: %llu invocations, maxComputeWorkGroupInvocations is %u",
                     (unsigned long long)invocations, clampLimits.maxComputeWorkGroupInvocations);
+    if (shader.shared > clampLimits.maxComputeSharedMemorySize)
+        clampBroken("vkCreateComputePipelines: %llu bytes of workgroup memory, maxComputeSharedMemorySize is %u",
+                    (unsigned long long)shader.shared, clampLimits.maxComputeSharedMemorySize);
     if (clampProfile->plain && (stage->pNext || stage->flags))
         clampBroken("vkCreateComputePipelines: a stage with flags or a struct of subgroup size control");
 }
@@ -156,7 +93,7 @@ VKAPI_ATTR VkResult VKAPI_CALL clampPipelines(VkDevice device, VkPipelineCache c
                                               const VkComputePipelineCreateInfo* infos,
                                               const VkAllocationCallbacks* allocator, VkPipeline* pipelines) {
     for (uint32_t i = 0; i < count; i++)
-        checkWorkgroup(&infos[i].stage);
+        checkStage(&infos[i].stage);
     return LAYER_NEXT(vkCreateComputePipelines)(device, cache, count, infos, allocator, pipelines);
 }
 
