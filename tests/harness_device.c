@@ -131,7 +131,8 @@ void harnessOpen(void) {
     VkResult result = vkmqaOpenDevice(&info, &harness.device);
     if (result != VK_SUCCESS) {
         bool ours = getenv("VKMQA_LAYER"); // whose devices are to be opened
-        fprintf(stderr, "%s: no Vulkan device (VkResult %d: %s)\n", ours ? "failed" : "skipped", result, harness.message);
+        fprintf(stderr, "%s: no Vulkan device (VkResult %d: %s)\n", ours ? "failed" : "skipped", result,
+                harness.message);
         exit(ours ? 1 : HARNESS_SKIPPED);
     }
     harness.context = vkmqaGetDeviceContext(harness.device);

@@ -1,5 +1,5 @@
 // Profiles of small devices:
-//   small          what Vulkan 1.1 guarantees and not more, but for 8 storage buffers per stage, which the library needs
+//   small          what Vulkan 1.1 guarantees, but for the 8 storage buffers per stage that the library needs
 //   few            as small, with the 4 that Vulkan guarantees
 //   unbound        4 storage buffers per stage, and the driver's device addresses
 //   alignment      storage buffers at multiples of 256; mapped memory is not coherent unless it is chosen to be
