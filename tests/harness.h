@@ -51,8 +51,9 @@ typedef struct Harness {
 
 extern Harness harness;
 
-// Opens the device, exits with HARNESS_SKIPPED where there is none and with HARNESS_REFUSED where it
-// accepts work without executing it: a test that passes on such a device would prove nothing.
+// Opens the device, exits with HARNESS_SKIPPED where there is none (with 1 below the tests' own layer, where there
+// has to be one) and with HARNESS_REFUSED where it accepts work without executing it: a test that passes on such a
+// device would prove nothing.
 void harnessOpen(void);
 void harnessClose(void);
 // The callback that fills harness.message.

@@ -105,6 +105,31 @@ static void the_poorest_device_runs_all(void** state) {
     assert_non_null(strstr(problem.text, "storage buffers"));
 }
 
+// A GPU's user is not sent to a driver that runs on the CPU, whose kernels come last in the table.
+static void refusals_name_what_this_device_lacks(void** state) {
+    (void)state;
+    static const uint32_t vendors[] = {0, 0x13B5}; // many registers, few
+    for (uint32_t i = 0; i < 2; ++i) {
+        struct VkmqaShape shape = shape_of(8, 1, 64);
+        struct VkmqaCaps caps = gpu();
+        struct VkmqaChoice choice;
+        struct VkmqaProblem problem;
+        shape.tier = VKMQA_TIER_COOPMAT;
+        caps.vendorId = vendors[i];
+        assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
+        assert_non_null(strstr(problem.text, "it needs VK_KHR_cooperative_matrix"));
+        caps = gpu_with_matrices();
+        caps.vendorId = vendors[i];
+        shape.kType = shape.vType = VKMQA_TYPE_F32;
+        assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
+        assert_non_null(strstr(problem.text, "other types of the cache"));
+        caps.type = VK_PHYSICAL_DEVICE_TYPE_CPU;
+        caps.matrixCount = 0;
+        assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_ERROR_FEATURE_NOT_PRESENT);
+        assert_non_null(strstr(problem.text, "it needs VK_KHR_cooperative_matrix"));
+    }
+}
+
 static void forced_tiers_are_kept_or_refused(void** state) {
     (void)state;
     struct VkmqaShape shape = shape_of(8, 1, 64);
@@ -208,6 +233,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tier_follows_features),
         cmocka_unit_test(the_poorest_device_runs_all),
+        cmocka_unit_test(refusals_name_what_this_device_lacks),
         cmocka_unit_test(forced_tiers_are_kept_or_refused),
         cmocka_unit_test(matrices_take_many_rows),
         cmocka_unit_test(avoided_kernels_are_not_chosen),

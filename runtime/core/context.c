@@ -172,9 +172,9 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
             read_caps(context, info.physicalDevice, version, &enabled, &context->caps);
             if (!context->caps.deviceAddress && context->caps.storageBuffersPerStage < VKMQA_BIND_COUNT)
                 error = vkmqa_fail(context, VK_ERROR_FEATURE_NOT_PRESENT,
-                                   "the device has %u storage buffers per shader stage and "
-                                   "bufferDeviceAddress is not enabled; needs either the feature or "
-                                   "%d", context->caps.storageBuffersPerStage, VKMQA_BIND_COUNT);
+                                   "maxPerStageDescriptorStorageBuffers is %u and bufferDeviceAddress is not "
+                                   "enabled; needs either %d storage buffers or the feature",
+                                   context->caps.storageBuffersPerStage, VKMQA_BIND_COUNT);
             else
                 error = vkmqa_create_layouts(context);
             context->maxDispatchSeconds = info.maxDispatchSeconds > 0 ? info.maxDispatchSeconds

@@ -441,10 +441,18 @@ static bool helps_with_few(const struct VkmqaKernel* kernel, const struct VkmqaC
            2 * kernel->rows < first->matrix.m && (last->matrix.m || same_family(kernel->name, last->name));
 }
 
+// Of another kind of device, whatever else it may ask for.
+static bool is_foreign(const struct VkmqaKernel* kernel, const struct VkmqaCaps* caps) {
+    bool isCpu = caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    if (!kernel->tiles)
+        return kernel->cpu && !isCpu;
+    return kernel->cpu != isCpu || (!isCpu && kernel->few != (lane_registers(caps) <= 128));
+}
+
 // The first family of the table that fits, or else what is missing.
 static const char* take_first(const struct VkmqaCaps* caps, const struct VkmqaShape* shape,
                               struct VkmqaChoice* choice) {
-    const char* lack = NULL; // of the last kernel that could not be taken
+    const char* lack = NULL; // of the last kernel for such a device that could not be taken
     for (uint32_t i = 0; i < KERNEL_COUNT && choice->count < VKMQA_MAX_CANDIDATES; ++i) {
         if (shape->tier != VKMQA_TIER_AUTO && kernels[i].tier != shape->tier)
             continue;
@@ -457,10 +465,10 @@ static const char* take_first(const struct VkmqaCaps* caps, const struct VkmqaSh
         struct VkmqaCandidate* candidate = &choice->candidates[choice->count];
         if (!missing && !settle(i, caps, shape, candidate))
             missing = "larger workgroups, more shared memory or more registers";
-        if (missing)
-            lack = missing;
-        else
+        if (!missing)
             ++choice->count;
+        else if (!lack || !is_foreign(&kernels[i], caps))
+            lack = missing;
     }
     if (choice->count == 0)
         return lack;
