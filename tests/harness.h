@@ -19,6 +19,7 @@
 //                                  another part with another seed
 //              VKMQA_TEST_LONG     1 = every shape on every tier; else each on one of them, by turns,
 //                                  another one with another seed
+//              VKMQA_TEST_GUARD    none = no guard bytes: every buffer is its memory, for VKMQA_LAYER=guard
 //              VKMQA_TEST_VERBOSE  1 = print the library's messages
 #ifndef HARNESS_H
 #define HARNESS_H

@@ -9,7 +9,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-static const LayerModule* const modules[] = {&layerFail, &layerLose};
+static const LayerModule* const modules[] = {&layerFail, &layerGuard, &layerLose};
 
 static const LayerModule* active; // null: pass
 static PFN_vkGetInstanceProcAddr nextInstanceProcAddr;
