@@ -8,7 +8,7 @@
 // minImportedHostPointerAlignment, a page on the known drivers, would allow whole pages only. They take any pointer,
 // and so get one that is aligned to 16 bytes, which the library's kernels need. Where a size is no multiple of 16, up
 // to 15 bytes are left between the end and the zone: canaries notice what is written there, and what is read from
-// there is NaN. The drivers ask for no more memory than a buffer's size, which guard_proof would notice. What the
+// there is NaN. The drivers ask for no more memory than a buffer's size, which test_guard would notice. What the
 // memory holds at first is NaN.
 #define _GNU_SOURCE
 #include "layer.h"
