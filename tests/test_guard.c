@@ -11,13 +11,15 @@
 #include <unistd.h>
 
 enum { TOKENS = 4, PAGE_TOKENS = 64, ROW_BYTES = 16, EXIT_BEYOND = 86, EXIT_CANARY = 87 };
-enum { EXIT_DESCRIPTORS = 4 }; // a range by address only is refused: nothing lies before a descriptor's start
+// A range by address only is refused: nothing lies before a descriptor's start.
+enum { EXIT_DESCRIPTORS = 4 };
 
 typedef struct Mistake {
     const char* name;
     const char* layer;
-    VkDeviceSize newRowsMissing, cacheRowsMissing, rowsBefore; // of memory; rows before newK are its range's first
-    bool slack; // a word is written right behind a memory of one word
+    VkDeviceSize newRowsMissing, cacheRowsMissing; // of memory
+    VkDeviceSize rowsBefore;                       // newK's range begins before its memory
+    bool slack;                                    // a word is written right behind a memory of one word
     int exitCode;
 } Mistake;
 
@@ -40,8 +42,15 @@ static VkmqaBuffer claimRange(VkmqaMemory memory, VkDeviceSize size, VkDeviceSiz
 }
 
 static int append(const Mistake* mistake) {
-    const Model model = {.numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 8, .headDimV = 8, .io = ORACLE_F16,
-                         .source = ORACLE_F16, .k = ORACLE_F16, .v = ORACLE_F16, .maxSeqLenKv = PAGE_TOKENS};
+    const Model model = {.numHeadsQ = 1,
+                         .numHeadsKv = 1,
+                         .headDimQk = 8,
+                         .headDimV = 8,
+                         .io = ORACLE_F16,
+                         .source = ORACLE_F16,
+                         .k = ORACLE_F16,
+                         .v = ORACLE_F16,
+                         .maxSeqLenKv = PAGE_TOKENS};
     const VkmqaStepLimits limits = {.batch = 1, .totalQ = 1, .newTokens = TOKENS};
     VkmqaStep step = {.structSize = sizeof(step), .limits = limits};
     VkmqaBufferRequirements stepNeeds;
@@ -58,7 +67,8 @@ static int append(const Mistake* mistake) {
     for (int32_t i = 0; i < TOKENS; i++)
         words[step.layout.slotMapping / 4 + (uint32_t)i] = PAGE_TOKENS - TOKENS + i;
     step.metadata = vkmqaGetMemoryRange(metadata, 0, 0);
-    const VkmqaKv kv = {claimRange(k, PAGE_TOKENS * ROW_BYTES, 0), claimRange(v, PAGE_TOKENS * ROW_BYTES, 0), 1};
+    const VkmqaKv kv = {claimRange(k, PAGE_TOKENS * ROW_BYTES, 0),
+                        claimRange(v, PAGE_TOKENS * ROW_BYTES, 0), 1};
     const VkmqaAppendInfo info = {
         .structSize = sizeof(info),
         .recorder = vkmqaGetCommandsRecorder(commands),
@@ -71,7 +81,7 @@ static int append(const Mistake* mistake) {
     if (done && vkmqaCmdAppendKv(attention, vkmqaGetCommandBuffer(commands), &info))
         return mistake->rowsBefore ? EXIT_DESCRIPTORS : 2;
     done = done && !vkmqaSubmitCommands(commands) &&
-                !vkmqaWaitCommands(commands, HARNESS_TIMEOUT_SECONDS * 1000000000ull);
+           !vkmqaWaitCommands(commands, HARNESS_TIMEOUT_SECONDS * 1000000000ull);
     free(words);
     VkmqaMemory memories[] = {source, k, v, metadata};
     vkmqaDestroyCommands(commands);
@@ -128,8 +138,8 @@ static void mistakesAreFatal(void** state) {
         if (code == HARNESS_SKIPPED)
             exit(HARNESS_SKIPPED);
         if (code != mistakes[i].exitCode && code != EXIT_DESCRIPTORS)
-            fail_msg("%s, %s: exit code %d, should be %d", mistakes[i].layer, mistakes[i].name, code,
-                     mistakes[i].exitCode);
+            fail_msg("%s, %s: exit code %d, should be %d", mistakes[i].layer, mistakes[i].name,
+                     code, mistakes[i].exitCode);
     }
 }
 

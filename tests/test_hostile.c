@@ -84,11 +84,13 @@ static const Attack attacks[] = {
     {"page numPages - 1", PAGE_PAST, 9, -1, 0, 1}, // the last one that exists
 };
 
-static bool attacksPages(const Attack* attack) { return attack->where == PAGE || attack->where == PAGE_PAST; }
+static bool attacksPages(const Attack* attack) {
+    return attack->where == PAGE || attack->where == PAGE_PAST;
+}
 
 static void spoil(const Run* run, const Problem* problem, const Attack* attack, int32_t* words) {
     const VkmqaStepLayout* layout = &run->step.layout;
-    uint32_t offset = attacksPages(attack)                 ? layout->pageTable
+    uint32_t offset = attacksPages(attack)               ? layout->pageTable
                       : attack->where == SEQUENCE_LENGTH ? layout->seqLensKv
                                                          : layout->cuSeqlensQ;
     uint32_t base = attack->where == PAGE_PAST          ? problem->numPages
@@ -143,7 +145,8 @@ static bool rowsEqual(const Run* run, const Problem* problem, uint32_t b, const 
            memcmp(x->lse + first * heads, y->lse + first * heads, count * heads * 4) == 0;
 }
 
-static void attackOn(VkmqaTier tier, const Model* model, const Batch* sequences, const VkmqaStepLimits* most) {
+static void attackOn(VkmqaTier tier, const Model* model, const Batch* sequences,
+                     const VkmqaStepLimits* most) {
     VkmqaAttention attention;
     REQUIRE(attentionCreate(model, tier, &attention));
     Problem problem = problemCreate(model, sequences, 31, true);
@@ -165,12 +168,14 @@ static void attackOn(VkmqaTier tier, const Model* model, const Batch* sequences,
         if (attacksPages(attack) && !model->pageSize)
             continue;
         char label[96];
-        snprintf(label, sizeof(label), "%s, %s%s: %s", tierName(tier), model->pageSize ? "paged" : "contiguous",
-                 most == &promptLimits ? ", prompts" : "", attack->name);
+        snprintf(label, sizeof(label), "%s, %s%s: %s", tierName(tier),
+                 model->pageSize ? "paged" : "contiguous", most == &promptLimits ? ", prompts" : "",
+                 attack->name);
         memcpy(words, good, run.metadata.range.size);
         spoil(&run, &problem, attack, words);
         Output output = runWith(&run, &problem, words);
-        if ((output.status & attack->status) != attack->status || (!attack->status && output.status))
+        if ((output.status & attack->status) != attack->status ||
+            (!attack->status && output.status))
             fail_msg("%s: status 0x%x, should have 0x%x", label, output.status, attack->status);
         checkFinite(&run, &output, label);
         runCheckGuards(&run);
@@ -255,8 +260,11 @@ static void tooManyQueriesAreNoticed(void** state) {
         REQUIRE(attentionCreate(&model, harness.tiers[t], &attention));
         Problem problem = problemCreate(&model, &one, 34, true);
         for (uint32_t longest = 1; longest <= 140; longest += 139) {
-            const VkmqaStepLimits most = {.batch = 1, .totalQ = 140, .maxSeqLenQ = longest,
-                                          .maxSeqLenKv = 512, .newTokens = 1};
+            const VkmqaStepLimits most = {.batch = 1,
+                                          .totalQ = 140,
+                                          .maxSeqLenQ = longest,
+                                          .maxSeqLenKv = 512,
+                                          .newTokens = 1};
             Run run = runCreate(attention, &problem, &most);
             runUpload(&run, &problem);
             runRecord(&run, false);

@@ -50,7 +50,8 @@ enum {
 static void slotsOn(VkmqaTier tier, const Model* model) {
     Batch appended = batch;
     appended.append = true;
-    const VkmqaStepLimits most = {.batch = 4, .totalQ = 10, .maxSeqLenQ = 5, .maxSeqLenKv = 160, .newTokens = 300};
+    const VkmqaStepLimits most = {
+        .batch = 4, .totalQ = 10, .maxSeqLenQ = 5, .maxSeqLenKv = 160, .newTokens = 300};
     VkmqaAttention attention;
     REQUIRE(attentionCreate(model, tier, &attention));
     Problem problem = problemCreate(model, &appended, 35, true);
@@ -105,7 +106,9 @@ static void recordCompact(Run* run) {
 static void spoil(const Run* run, const Problem* problem, const Attack* attack, int32_t* words) {
     const VkmqaStepLayout* layout = &run->step.layout;
     bool page = attack->where == PAGE || attack->where == PAGE_PAST;
-    uint32_t offset = page ? layout->pageTable : attack->where == LENGTH ? layout->seqLensKv : layout->cuSeqlensQ;
+    uint32_t offset = page                      ? layout->pageTable
+                      : attack->where == LENGTH ? layout->seqLensKv
+                                                : layout->cuSeqlensQ;
     uint32_t base = attack->where == PAGE_PAST          ? problem->numPages
                     : attack->where == QUERY_START_PAST ? problem->totalQ
                                                         : 0;
@@ -117,7 +120,8 @@ static void spoil(const Run* run, const Problem* problem, const Attack* attack, 
 static void badSequencesAreNotCompacted(void** state) {
     (void)state;
     static const Batch drafts = {3, {{12, 60}, {9, 40}, {5, 20}}, .append = false};
-    static const int32_t accepted[] = {1, 5, 11, /* 1 */ 2, 8, /* 2 */ 0, 4}, cuAccepted[] = {0, 3, 5, 7};
+    static const int32_t accepted[] = {1, 5, 11, /* 1 */ 2, 8, /* 2 */ 0, 4},
+                         cuAccepted[] = {0, 3, 5, 7};
     static const Attack bad[] = {
         {"length -1", LENGTH, 0, -1, BAD_LENGTH, 1},
         {"length INT_MIN", LENGTH, 1, INT_MIN, BAD_LENGTH, 2},
@@ -149,8 +153,10 @@ static void badSequencesAreNotCompacted(void** state) {
             int32_t* words = runMetadata(&run, &problem);
             uint32_t status, first = 0;
             for (uint32_t b = 0; b < 3; first += (uint32_t)problem.seqLensKv[b++])
-                for (int32_t j = 0; j < cuAccepted[b + 1] - cuAccepted[b] && !(bad[i].harmed >> b & 1); j++) {
-                    const int32_t* slots = problem.slots + first + problem.seqLensKv[b] - drafts.sequences[b].queries;
+                for (int32_t j = 0;
+                     j < cuAccepted[b + 1] - cuAccepted[b] && !(bad[i].harmed >> b & 1); j++) {
+                    const int32_t* slots =
+                        problem.slots + first + problem.seqLensKv[b] - drafts.sequences[b].queries;
                     oracleCopySlot(&cache, expected, (uint32_t)slots[j], before,
                                    (uint32_t)slots[accepted[cuAccepted[b] + j]]);
                 }
@@ -159,10 +165,11 @@ static void badSequencesAreNotCompacted(void** state) {
             guardedUpload(&run.metadata, words);
             runSubmit(&run);
             guardedDownload(&run.k, got);
-            REQUIRE(vkmqaDownload(run.metadata.memory, run.metadata.before + run.step.layout.status, &status, 4));
+            REQUIRE(vkmqaDownload(run.metadata.memory, run.metadata.before + run.step.layout.status,
+                                  &status, 4));
             if ((status & bad[i].status) == 0 || memcmp(got, expected, run.k.range.size) != 0)
-                fail_msg("%s, %s: status 0x%x, or K is not as it should be", tierName(harness.tiers[t]),
-                         bad[i].name, status);
+                fail_msg("%s, %s: status 0x%x, or K is not as it should be",
+                         tierName(harness.tiers[t]), bad[i].name, status);
             runCheckGuards(&run);
             free(words);
             free(expected);

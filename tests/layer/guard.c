@@ -65,13 +65,16 @@ static void onFault(int number, siginfo_t* info, void* context) {
     const char* address = info->si_addr;
     for (size_t i = 0; i < MAX_MEMORIES; i++) {
         const Guard* guard = &guards[i];
-        if (!guard->zone || address < guard->zone || address >= guard->zone + ZONE + guard->pages + ZONE)
+        if (!guard->zone || address < guard->zone ||
+            address >= guard->zone + ZONE + guard->pages + ZONE)
             continue;
         bool behind = address >= guard->start;
-        long long distance = behind ? address - (guard->start + guard->size) : guard->start - address;
+        long long distance =
+            behind ? address - (guard->start + guard->size) : guard->start - address;
         char text[160];
-        int length = snprintf(text, sizeof(text), "guard: access beyond memory of %zu bytes: %s %lld bytes %s\n",
-                              guard->size, accessName(context), distance, behind ? "behind its end" : "before it");
+        int length = snprintf(
+            text, sizeof(text), "guard: access beyond memory of %zu bytes: %s %lld bytes %s\n",
+            guard->size, accessName(context), distance, behind ? "behind its end" : "before it");
         stop(EXIT_BEYOND, text, length);
     }
     signal(number, SIG_DFL);
@@ -85,14 +88,14 @@ static void watch(void) {
     sigaction(SIGBUS, &action, NULL);
 }
 
-static VKAPI_ATTR VkResult VKAPI_CALL queueSubmit(VkQueue queue, uint32_t count, const VkSubmitInfo* submits,
-                                                  VkFence fence) {
+static VKAPI_ATTR VkResult VKAPI_CALL queueSubmit(VkQueue queue, uint32_t count,
+                                                  const VkSubmitInfo* submits, VkFence fence) {
     watch();
     return LAYER_NEXT(vkQueueSubmit)(queue, count, submits, fence);
 }
 
-static VKAPI_ATTR VkResult VKAPI_CALL queueSubmit2(VkQueue queue, uint32_t count, const VkSubmitInfo2* submits,
-                                                   VkFence fence) {
+static VKAPI_ATTR VkResult VKAPI_CALL queueSubmit2(VkQueue queue, uint32_t count,
+                                                   const VkSubmitInfo2* submits, VkFence fence) {
     watch();
     return LAYER_NEXT(vkQueueSubmit2)(queue, count, submits, fence);
 }
@@ -102,7 +105,8 @@ static VKAPI_ATTR VkResult VKAPI_CALL queueSubmit2(VkQueue queue, uint32_t count
 static bool place(Guard* guard, VkDeviceSize size) {
     guard->size = (size_t)size;
     guard->pages = wholePages(guard->size);
-    char* zone = mmap(NULL, ZONE + guard->pages + ZONE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char* zone = mmap(NULL, ZONE + guard->pages + ZONE, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (zone == MAP_FAILED)
         return false;
     char* pages = zone + ZONE;
@@ -121,10 +125,12 @@ static void checkCanaries(const Guard* guard) {
     const char *pages = guard->zone + ZONE, *end = guard->start + guard->size;
     for (size_t i = 0; i < guard->pages; i++) {
         const char* byte = pages + i;
-        if ((byte >= guard->start && byte < end) || *byte == ((const char*)&CANARY)[i % sizeof(CANARY)])
+        if ((byte >= guard->start && byte < end) ||
+            *byte == ((const char*)&CANARY)[i % sizeof(CANARY)])
             continue;
         char text[160];
-        int length = snprintf(text, sizeof(text), "guard: canary changed at memory of %zu bytes, byte %lld\n",
+        int length = snprintf(text, sizeof(text),
+                              "guard: canary changed at memory of %zu bytes, byte %lld\n",
                               guard->size, (long long)(byte - guard->start));
         stop(EXIT_CANARY, text, length);
     }
@@ -151,8 +157,10 @@ static bool imports(const VkMemoryAllocateInfo* info) {
     return false;
 }
 
-static VKAPI_ATTR VkResult VKAPI_CALL allocateMemory(VkDevice device, const VkMemoryAllocateInfo* info,
-                                                     const VkAllocationCallbacks* allocator, VkDeviceMemory* memory) {
+static VKAPI_ATTR VkResult VKAPI_CALL allocateMemory(VkDevice device,
+                                                     const VkMemoryAllocateInfo* info,
+                                                     const VkAllocationCallbacks* allocator,
+                                                     VkDeviceMemory* memory) {
     if (imports(info) || !hostVisible(info->memoryTypeIndex))
         return LAYER_NEXT(vkAllocateMemory)(device, info, allocator, memory);
     watch();
@@ -160,8 +168,9 @@ static VKAPI_ATTR VkResult VKAPI_CALL allocateMemory(VkDevice device, const VkMe
     size_t i = 0;
     while (i < MAX_MEMORIES && guards[i].zone)
         i++;
-    VkResult result = i < MAX_MEMORIES && place(&guards[i], info->allocationSize) ? VK_SUCCESS
-                                                                                  : VK_ERROR_OUT_OF_DEVICE_MEMORY;
+    VkResult result = i < MAX_MEMORIES && place(&guards[i], info->allocationSize)
+                          ? VK_SUCCESS
+                          : VK_ERROR_OUT_OF_DEVICE_MEMORY;
     if (result == VK_SUCCESS) {
         const VkImportMemoryHostPointerInfoEXT pointer = {
             .sType = VK_STRUCTURE_TYPE_IMPORT_MEMORY_HOST_POINTER_INFO_EXT,
@@ -198,7 +207,8 @@ static VKAPI_ATTR void VKAPI_CALL freeMemory(VkDevice device, VkDeviceMemory mem
 
 // Only buffers that say so may be bound to imported memory.
 static VKAPI_ATTR VkResult VKAPI_CALL createBuffer(VkDevice device, const VkBufferCreateInfo* info,
-                                                   const VkAllocationCallbacks* allocator, VkBuffer* buffer) {
+                                                   const VkAllocationCallbacks* allocator,
+                                                   VkBuffer* buffer) {
     const VkExternalMemoryBufferCreateInfo external = {
         .sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO,
         .pNext = info->pNext,
@@ -230,7 +240,8 @@ static bool has(const char* const* names, uint32_t count, const char* name) {
 }
 
 // Adds the extension. With robust buffers, or without the extension in the driver, nothing would be proved.
-static const VkDeviceCreateInfo* deviceInfo(VkPhysicalDevice physicalDevice, const VkDeviceCreateInfo* info) {
+static const VkDeviceCreateInfo* deviceInfo(VkPhysicalDevice physicalDevice,
+                                            const VkDeviceCreateInfo* info) {
     static _Thread_local const char* names[MAX_EXTENSIONS];
     static _Thread_local VkDeviceCreateInfo ours;
     uint32_t count = info->enabledExtensionCount;
@@ -261,5 +272,8 @@ static const LayerEntry entries[] = {
     LAYER_ENTRY(vkQueueSubmit2, queueSubmit2),
 };
 
-const LayerModule layerGuard = {.name = "guard", .start = start, .entries = entries,
-                                .entryCount = sizeof(entries) / sizeof(entries[0]), .deviceInfo = deviceInfo};
+const LayerModule layerGuard = {.name = "guard",
+                                .start = start,
+                                .entries = entries,
+                                .entryCount = sizeof(entries) / sizeof(entries[0]),
+                                .deviceInfo = deviceInfo};
