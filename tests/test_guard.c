@@ -19,7 +19,7 @@ typedef struct Mistake {
     const char* layer;
     VkDeviceSize newRowsMissing, cacheRowsMissing; // of memory
     VkDeviceSize rowsBefore;                       // newK's range begins before its memory
-    bool slack;                                    // a word is written right behind a memory of one word
+    bool slack; // a word is written right behind a memory of one word
     int exitCode;
 } Mistake;
 
