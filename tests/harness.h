@@ -17,8 +17,10 @@
 //              VKMQA_TEST_ALWAYS   this tier has every turn
 //              VKMQA_TEST_SHARE    "1/4": of the shapes of a table only the fourth part with number 1 (from 0);
 //                                  another part with another seed
+//              VKMQA_TEST_PART     likewise for the tables of which all legs run all shapes
 //              VKMQA_TEST_LONG     1 = every shape on every tier; else each on one of them, by turns,
 //                                  another one with another seed
+//              VKMQA_TEST_GUARD    none = no guard bytes: every buffer is its memory, for VKMQA_LAYER=guard
 //              VKMQA_TEST_VERBOSE  1 = print the library's messages
 #ifndef HARNESS_H
 #define HARNESS_H
@@ -81,7 +83,8 @@ const char* tierName(VkmqaTier tier);
 bool tierHasTurn(uint32_t tier, size_t index);
 // Whether this driver leg runs the index-th shape of a table (VKMQA_TEST_SHARE).
 bool legHasShare(size_t index);
-bool harnessIsLong(void); // VKMQA_TEST_LONG
+bool legHasPart(size_t index); // likewise VKMQA_TEST_PART
+bool harnessIsLong(void);      // VKMQA_TEST_LONG
 
 // ---- Random numbers: splitmix64 ----------------------------------------------------------------
 

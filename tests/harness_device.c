@@ -16,8 +16,7 @@ bool harnessIsLong(void) {
     return all && strcmp(all, "1") == 0;
 }
 
-bool legHasShare(size_t index) {
-    const char* share = getenv("VKMQA_TEST_SHARE");
+static bool isOfShare(const char* share, size_t index) {
     unsigned long which = 0, of = 1;
     if (share && !harnessIsLong()) {
         char* end;
@@ -26,6 +25,9 @@ bool legHasShare(size_t index) {
     }
     return of < 2 || (index + harness.seed - 1) % of == which;
 }
+
+bool legHasShare(size_t index) { return isOfShare(getenv("VKMQA_TEST_SHARE"), index); }
+bool legHasPart(size_t index) { return isOfShare(getenv("VKMQA_TEST_PART"), index); }
 
 bool tierHasTurn(uint32_t tier, size_t index) {
     const char* always = getenv("VKMQA_TEST_ALWAYS");

@@ -116,7 +116,7 @@ static void bytesAreTheOracles(void** state) {
     for (size_t i = 0; i < COUNT(shapes); i++) {
         for (uint32_t t = 0; t < harness.tierCount; t++) {
             const AppendShape* shape = &shapes[i];
-            if (i >= 11 && !tierHasTurn(t, i)) // the first are every tier's
+            if (!legHasPart(i) || (i >= 11 && !tierHasTurn(t, i))) // the first are every tier's
                 continue;
             Random random = randomFor(harness.seed, 31, i);
             AppendCase given = caseOf(shape);

@@ -147,7 +147,7 @@ static void acceptedDraftsMove(void** state) {
     (void)state;
     for (size_t i = 0; i < COUNT(shapes); i++)
         for (uint32_t t = 0; t < harness.tierCount; t++)
-            if (i == 0 || tierHasTurn(t, i))
+            if (legHasPart(i) && (i == 0 || tierHasTurn(t, i)))
                 compactOn(&shapes[i], i, harness.tiers[t]);
 }
 

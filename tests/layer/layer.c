@@ -9,11 +9,12 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-static const LayerModule* const modules[] = {&layerClamp, &layerFail, &layerLose};
+static const LayerModule* const modules[] = {&layerClamp, &layerFail, &layerGuard, &layerLose};
 
 static const LayerModule* active; // null: pass
 static PFN_vkGetInstanceProcAddr nextInstanceProcAddr;
 static PFN_vkGetDeviceProcAddr nextDeviceProcAddr;
+static PFN_vkDestroyInstance nextDestroyInstance; // asked for later, older loaders answer with this layer's own
 
 // Instances or devices alive, the last one created at the end. Calls are looked up through that one, and serve all.
 typedef struct Alive {
@@ -86,6 +87,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL createInstance(const VkInstanceCreateInfo*
         result = create(info, allocator, instance);
     if (result == VK_SUCCESS) {
         add(&instances, *instance);
+        nextDestroyInstance = (PFN_vkDestroyInstance)nextInstanceProcAddr(*instance, "vkDestroyInstance");
         if (active && active->made)
             active->made(true, 1);
     }
@@ -114,9 +116,8 @@ static VKAPI_ATTR VkResult VKAPI_CALL createDevice(VkPhysicalDevice physicalDevi
 static VKAPI_ATTR void VKAPI_CALL destroyInstance(VkInstance instance, const VkAllocationCallbacks* allocator) {
     if (instance && active && active->made)
         active->made(true, -1);
-    PFN_vkDestroyInstance destroy = (PFN_vkDestroyInstance)nextInstanceProcAddr(instance, "vkDestroyInstance");
     removeFrom(&instances, instance);
-    destroy(instance, allocator);
+    nextDestroyInstance(instance, allocator);
 }
 
 static VKAPI_ATTR void VKAPI_CALL destroyDevice(VkDevice device, const VkAllocationCallbacks* allocator) {

@@ -4,6 +4,7 @@
 //   lose:WHAT       work is lost silently (lose.c)
 //   fail[:WHAT]     calls fail (fail.h)
 //   clamp:PROFILE   the device is a small one (clamp.c)
+//   guard[:front]   memory lies against memory that nobody may touch (guard.c)
 // Each way is a module: a start, which reads what follows the colon, and a table of entry points that it takes over.
 // Instances and devices may be many, but of one driver.
 #ifndef LAYER_H
@@ -31,7 +32,7 @@ typedef struct LayerModule {
     void (*made)(bool instance, long by); // an instance or a device was made (1), destroyed (-1). Or null.
 } LayerModule;
 
-extern const LayerModule layerClamp, layerFail, layerLose;
+extern const LayerModule layerClamp, layerFail, layerGuard, layerLose;
 
 // What lies below, of the driver: entry points of the instance created last and of the last device that is alive.
 PFN_vkVoidFunction layerNextInstance(const char* name);
