@@ -286,11 +286,12 @@ static void append(World* world) {
     if (randomBelow(&world->random, 2))
         info.limits = (VkmqaStepLimits){.batch = SEQUENCES, .totalQ = MOST_NEW, .maxSeqLenQ = MOST_NEW,
                                         .maxSeqLenKv = world->cache->maxSeqLenKv, .newTokens = MOST_NEW};
+    const bool settled = world->cache->movingPages == 0; // else pages may come free between the two calls
     bool reserve = randomBelow(&world->random, 4) == 0; // what is reserved must serve
     VkResult reserved = reserve ? vkmqaReserveTokens(world->cache, count, tokens) : VK_SUCCESS;
     VkmqaCacheStep step = {.structSize = sizeof(step)};
     VkResult result = vkmqaBuildStep(world->cache, &info, &step);
-    assert_true(!reserve || result == reserved);
+    assert_true(!reserve || result == reserved || (reserved && !settled));
     world->counts[result == VK_SUCCESS ? APPENDED : FULL]++;
     if (result == VK_ERROR_OUT_OF_POOL_MEMORY)
         return; // and checkBooks finds everything as it was

@@ -9,10 +9,6 @@
 #include <string.h>
 #include <unistd.h>
 
-// A driver's own caches and arenas breathe; descriptors and threads do not.
-const long flatBounds[FLAT_SERIES] = {
-    [FLAT_RESIDENT] = 6 * 1024, [FLAT_HEAP] = 256, [FLAT_FILES] = 0, [FLAT_MAPS] = 16, [FLAT_THREADS] = 0};
-
 static const char* const names[FLAT_SERIES] = {"resident KiB", "heap KiB", "files", "maps", "threads"};
 
 static long entriesOf(const char* path) {
@@ -82,27 +78,30 @@ static int compareLongs(const void* a, const void* b) {
     return (x > y) - (x < y);
 }
 
-static long median(const long* samples, size_t count) {
-    static long sorted[FLAT_MOST];
-    memcpy(sorted, samples, count * sizeof(*samples));
-    qsort(sorted, count, sizeof(*sorted), compareLongs);
-    return sorted[count / 2];
+// Of what is added from one sample to the one `lag` after it.
+static long medianGain(const long* samples, size_t count, size_t lag) {
+    static long gains[FLAT_MOST];
+    for (size_t i = 0; i + lag < count; i++)
+        gains[i] = samples[i + lag] - samples[i];
+    qsort(gains, count - lag, sizeof(*gains), compareLongs);
+    return gains[(count - lag) / 2];
 }
 
-bool flatJudge(const Flat* flat, char text[FLAT_TEXT]) {
-    size_t warm = flat->count / 4, third = (flat->count - warm) / 3, length = 0;
-    if (third < 3) {
+bool flatJudge(const Flat* flat, const long bounds[FLAT_SERIES], char text[FLAT_TEXT]) {
+    const size_t warm = flat->count / 4, rest = flat->count - warm;
+    size_t length = 0;
+    if (rest < 6) {
         snprintf(text, FLAT_TEXT, "%zu samples are too few for a judgement\n", flat->count);
         return false;
     }
-    bool flatAll = true;
+    bool isFlat = true;
     for (int s = 0; s < FLAT_SERIES; s++) {
-        long first = median(flat->samples[s] + warm, third);
-        long last = median(flat->samples[s] + flat->count - third, third);
-        bool grows = last - first > flatBounds[s];
-        flatAll &= !grows;
-        length += (size_t)snprintf(text + length, FLAT_TEXT - length, "%s: %ld, then %ld: %+ld, bound %ld%s\n", names[s],
-                                   first, last, last - first, flatBounds[s], grows ? ": GROWS" : "");
+        const long* samples = flat->samples[s] + warm;
+        const long growth = 4 * medianGain(samples, rest, rest / 4);
+        const bool grows = growth > bounds[s];
+        isFlat &= !grows;
+        length += (size_t)snprintf(text + length, FLAT_TEXT - length, "%s: from %ld to %ld, growth %ld, bound %ld%s\n",
+                                   names[s], samples[0], samples[rest - 1], growth, bounds[s], grows ? ": GROWS" : "");
     }
-    return flatAll;
+    return isFlat;
 }

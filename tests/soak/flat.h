@@ -15,14 +15,12 @@ typedef struct Flat {
     size_t every, skipped;                // every how many-th sample is kept
 } Flat;
 
-// How far the median of the last third may lie above that of the first, in the unit of the series.
-extern const long flatBounds[FLAT_SERIES];
-
 // What this process holds now.
 void flatSample(Flat* flat);
 void flatAdd(Flat* flat, const long sample[FLAT_SERIES]);
-// The first quarter is warm-up; the rest has three thirds. false: something has grown past its bound, or there are too
-// few samples to tell. The text has a line per series.
-bool flatJudge(const Flat* flat, char text[FLAT_TEXT]);
+// The first quarter is warm-up. Growth over the rest is four times the median of what was added within any quarter of
+// it: noise and a step, as of a driver's compiler coming awake, are no growth. false: something has grown past its
+// bound, or there are too few samples to tell. The text has a line per series.
+bool flatJudge(const Flat* flat, const long bounds[FLAT_SERIES], char text[FLAT_TEXT]);
 
 #endif

@@ -14,6 +14,7 @@
 
 enum { CYCLES = 1000, WORKS_EVERY = 10, SAMPLES_EVERY = 20 }; // cycles
 
+static const long bounds[FLAT_SERIES] = {[FLAT_RESIDENT] = 4096, [FLAT_HEAP] = 64, [FLAT_MAPS] = 4};
 static char said[512];
 
 static void note(VkmqaSeverity severity, const char* text, void* user) {
@@ -78,7 +79,7 @@ int main(int count, char** arguments) {
         if (cycle % SAMPLES_EVERY == SAMPLES_EVERY - 1)
             flatSample(&flat);
     }
-    int grows = !flatJudge(&flat, text);
+    int grows = !flatJudge(&flat, bounds, text);
     printf("%d cycles\n%s", CYCLES, text);
     return grows;
 }
