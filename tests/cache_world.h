@@ -30,6 +30,9 @@ typedef struct Kind {
     bool ownBuffers; // made by the caller; then there is no device, and nothing moves to the host
 } Kind;
 
+enum { KINDS = 5 };
+extern const Kind kinds[KINDS];
+
 // ---- The model -----------------------------------------------------------------------------------
 
 typedef struct Token {
@@ -83,6 +86,13 @@ void submit(World* world);
 // What is due, submitted, as calls that submit on their own want it.
 void flush(World* world);
 struct VkmqaSequenceRecord* recordOf(World* world, const ModelSequence* sequence);
+
+// One operation of many, at random (cache_operations.c).
+void operate(World* world);
+// Destroys all sequences; every page is then free.
+void emptyWorld(World* world);
+// Append and attention of a step, all layers, of what the world's inputs hold.
+void recordLayers(World* world, VkmqaCommands commands, const VkmqaCacheStep* step);
 
 // ---- Checks: each fails the running test ----
 

@@ -69,8 +69,8 @@ typedef struct VkmqaCacheCreateInfo {
     uint32_t numPages;     // of each layer; a sequence of n tokens takes ceil(n / pageSize) of them
     uint32_t maxSequences; // at the same time; default 1024
     // Limits of a step, see VkmqaStepLimits.
-    uint32_t maxBatch;      // default maxSequences
-    uint32_t maxNewTokens;  // of all sequences together; default 2048, at least maxBatch
+    uint32_t maxBatch;      // default maxSequences, at most 2^20
+    uint32_t maxNewTokens;  // of all sequences together; default 2048, at least maxBatch, at most 2^24
     // Default the smaller of the attention object's and numPages * pageSize; a sequence that would pass it is
     // VK_ERROR_VALIDATION_FAILED_EXT, whatever pages there are.
     uint32_t maxSeqLenKv;

@@ -67,6 +67,8 @@ static bool read_info(const VkmqaCacheCreateInfo* info, struct VkmqaCache_T* pla
     plan->maxSeqLenKv = info->maxSeqLenKv         ? info->maxSeqLenKv
                         : room < shape->maxSeqLenKv ? (uint32_t)room
                                                     : shape->maxSeqLenKv;
+    const uint32_t mostBatch = plan->maxSequences < 1u << 20 ? plan->maxSequences : 1u << 20; // as vkmqa_make_limits
+    const uint32_t mostTokens = INT32_MAX / 2 / shape->numHeadsQ < 1u << 24 ? INT32_MAX / 2 / shape->numHeadsQ : 1u << 24;
     const struct {
         const char* name;
         uint64_t value, most;
@@ -74,8 +76,8 @@ static bool read_info(const VkmqaCacheCreateInfo* info, struct VkmqaCache_T* pla
         {"numLayers", info->numLayers, 4096},
         {"numPages", info->numPages, INT32_MAX / shape->pageTokens}, // slots are int32
         {"maxSequences", plan->maxSequences, 1u << 24},
-        {"maxBatch", plan->maxBatch, plan->maxSequences},
-        {"maxNewTokens", plan->maxNewTokens, 1u << 24},
+        {"maxBatch", plan->maxBatch, mostBatch},
+        {"maxNewTokens", plan->maxNewTokens, mostTokens},
         {"maxSeqLenKv", plan->maxSeqLenKv, shape->maxSeqLenKv},
         {"stepsInFlight", plan->stepsInFlight, 64},
     };

@@ -139,14 +139,10 @@ bool vkmqa_scratch_bound(const struct VkmqaShape* shape, const struct VkmqaChoic
     for (uint32_t i = 0; i < choice->count; ++i) {
         const struct VkmqaCandidate* candidate = &choice->candidates[i];
         uint64_t splits = most_splits(shape, candidate, limits);
-        uint64_t rows = (uint64_t)limits->totalQ * shape->numHeadsQ, parts;
+        uint64_t rows = (uint64_t)limits->totalQ * shape->numHeadsQ;
         if (splits < 2)
             continue;
-        if (!vkmqa_multiply(rows, splits, &parts)) {
-            vkmqa_problem(problem, "limits.totalQ is %u: its scratch would not fit 64-bit sizes",
-                          limits->totalQ);
-            return false;
-        }
+        uint64_t parts = rows * splits; // at most 2^30 times 2^24
         // Where splits are adapted, a call of W workgroups, W < workgroups, makes at most ceil(workgroups /
         // W) + 1 of them, and has at most W * rows partial rows in each.
         uint64_t filling = 3 * (uint64_t)candidate->workgroups * candidate->rows;
@@ -154,6 +150,11 @@ bool vkmqa_scratch_bound(const struct VkmqaShape* shape, const struct VkmqaChoic
             parts = filling;
         if (parts > most)
             most = parts;
+    }
+    if (most > UINT64_MAX / 2 / ((uint64_t)shape->headDimV * 4 + 8)) {
+        vkmqa_problem(problem, "limits.totalQ is %u: its scratch would not fit 64-bit sizes; use a larger splitSize",
+                      limits->totalQ);
+        return false;
     }
     *bytes = most ? ((most * shape->headDimV * 4 + 255) & ~(uint64_t)255) + most * 8 : 0;
     return true;

@@ -3,6 +3,7 @@
 //   scenario_engine.c   a device of somebody else's, without features, with its allocator
 //   scenario_cache.c    conversations: fork, shift, offload, save, load
 //   system.c            calls of the C library that fail like the driver's
+//   attempt.c           a call, and once more where it failed
 //   test_failures.c     which places there are, and what has to be left after one has failed
 #ifndef FAILURES_H
 #define FAILURES_H
