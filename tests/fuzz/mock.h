@@ -21,6 +21,8 @@ VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL mockGetInstanceProcAddr(VkInstance inst
 VkInstance mockInstance(void);
 VkPhysicalDevice mockPhysicalDevice(MockKind kind);
 
+extern uint64_t mockCommands; // recorded so far
+
 // In place of runtime/device/loader.c's own.
 void* mock_dlopen(const char* name, int flags);
 void* mock_dlsym(void* library, const char* name);

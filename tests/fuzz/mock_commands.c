@@ -23,6 +23,8 @@ typedef struct Sets {
             mockFail("mock driver: " __VA_ARGS__);                                                                     \
     } while (0)
 
+uint64_t mockCommands;
+
 static void* make(size_t size) {
     void* object = calloc(1, size);
     CHECK(object, "no memory");
@@ -251,6 +253,7 @@ VKAPI_ATTR void VKAPI_CALL mock_vkUpdateDescriptorSets(VkDevice device, uint32_t
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdPushDescriptorSetKHR(VkCommandBuffer commandBuffer, VkPipelineBindPoint point,
                                                           VkPipelineLayout layout, uint32_t set, uint32_t count,
                                                           const VkWriteDescriptorSet* writes) {
+    mockCommands++;
     (void)commandBuffer, (void)point, (void)layout, (void)set;
     checkWrites(count, writes);
 }
@@ -288,6 +291,7 @@ VKAPI_ATTR VkResult VKAPI_CALL mock_vkEndCommandBuffer(VkCommandBuffer buffer) {
 }
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdBindPipeline(VkCommandBuffer buffer, VkPipelineBindPoint point,
                                                   VkPipeline pipeline) {
+    mockCommands++;
     (void)buffer, (void)point;
     CHECK(pipeline, "no pipeline is bound");
 }
@@ -295,6 +299,7 @@ VKAPI_ATTR void VKAPI_CALL mock_vkCmdBindDescriptorSets(VkCommandBuffer buffer, 
                                                         VkPipelineLayout layout, uint32_t first, uint32_t count,
                                                         const VkDescriptorSet* sets, uint32_t dynamicCount,
                                                         const uint32_t* dynamic) {
+    mockCommands++;
     (void)buffer, (void)point, (void)layout, (void)first, (void)dynamicCount, (void)dynamic;
     for (uint32_t i = 0; i < count; i++)
         CHECK(sets[i], "no descriptor set is bound");
@@ -302,6 +307,7 @@ VKAPI_ATTR void VKAPI_CALL mock_vkCmdBindDescriptorSets(VkCommandBuffer buffer, 
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdPushConstants(VkCommandBuffer buffer, VkPipelineLayout layout,
                                                    VkShaderStageFlags stages, uint32_t offset, uint32_t size,
                                                    const void* values) {
+    mockCommands++;
     volatile unsigned char sum = 0;
     (void)buffer, (void)layout, (void)stages;
     CHECK(size && offset % 4 == 0 && size % 4 == 0 && offset + size <= 128, "%u bytes of push constants", size);
@@ -313,6 +319,7 @@ static void checkGrid(uint32_t base, uint32_t size) {
 }
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdDispatchBase(VkCommandBuffer buffer, uint32_t baseX, uint32_t baseY,
                                                   uint32_t baseZ, uint32_t x, uint32_t y, uint32_t z) {
+    mockCommands++;
     (void)buffer;
     checkGrid(baseX, x), checkGrid(baseY, y), checkGrid(baseZ, z);
 }
@@ -323,6 +330,7 @@ VKAPI_ATTR void VKAPI_CALL mock_vkCmdPipelineBarrier(
     VkCommandBuffer buffer, VkPipelineStageFlags from, VkPipelineStageFlags to, VkDependencyFlags flags,
     uint32_t count, const VkMemoryBarrier* barriers, uint32_t bufferCount, const VkBufferMemoryBarrier* buffers,
     uint32_t imageCount, const VkImageMemoryBarrier* images) {
+    mockCommands++;
     (void)buffer, (void)flags, (void)count, (void)barriers, (void)bufferCount, (void)buffers, (void)imageCount;
     (void)images;
     CHECK(from && to, "a barrier without stages");
@@ -336,6 +344,7 @@ static void checkRange(VkBuffer buffer, VkDeviceSize offset, VkDeviceSize size) 
 }
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdCopyBuffer(VkCommandBuffer buffer, VkBuffer from, VkBuffer to, uint32_t count,
                                                 const VkBufferCopy* regions) {
+    mockCommands++;
     (void)buffer;
     for (uint32_t i = 0; i < count; i++) {
         checkRange(from, regions[i].srcOffset, regions[i].size);
@@ -344,12 +353,14 @@ VKAPI_ATTR void VKAPI_CALL mock_vkCmdCopyBuffer(VkCommandBuffer buffer, VkBuffer
 }
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdFillBuffer(VkCommandBuffer buffer, VkBuffer to, VkDeviceSize offset,
                                                 VkDeviceSize size, uint32_t value) {
+    mockCommands++;
     (void)buffer, (void)value;
     CHECK(offset % 4 == 0 && (size == VK_WHOLE_SIZE || size % 4 == 0), "a fill that is not of words");
     checkRange(to, offset, size == VK_WHOLE_SIZE ? 1 : size);
 }
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdUpdateBuffer(VkCommandBuffer buffer, VkBuffer to, VkDeviceSize offset,
                                                   VkDeviceSize size, const void* data) {
+    mockCommands++;
     volatile unsigned char sum = 0;
     (void)buffer;
     CHECK(offset % 4 == 0 && size % 4 == 0 && size <= 65536, "an update of %llu bytes", (unsigned long long)size);
@@ -359,9 +370,11 @@ VKAPI_ATTR void VKAPI_CALL mock_vkCmdUpdateBuffer(VkCommandBuffer buffer, VkBuff
 }
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdResetQueryPool(VkCommandBuffer buffer, VkQueryPool pool, uint32_t first,
                                                     uint32_t count) {
+    mockCommands++;
     (void)buffer, (void)pool, (void)first, (void)count;
 }
 VKAPI_ATTR void VKAPI_CALL mock_vkCmdWriteTimestamp(VkCommandBuffer buffer, VkPipelineStageFlagBits stage,
                                                     VkQueryPool pool, uint32_t query) {
+    mockCommands++;
     (void)buffer, (void)stage, (void)pool, (void)query;
 }
