@@ -283,9 +283,10 @@ void makeCache(Input* input, struct Calls* calls) {
                                  .maxNewTokens = 16,
                                  .device = calls->device};
     mangle(input, &info, sizeof(info), pointers);
-    // A struct whose size is wrong has nobody to explain it.
-    bool explained = (info.device || info.attention == calls->attention) && info.structSize >= sizeof(info) &&
-                     info.structSize <= sizeof(info) + 4096;
+    // Of a struct that is too new, only the attention object is believed; a size that cannot be has nobody to tell.
+    bool newer = info.structSize > sizeof(info) && info.structSize <= sizeof(info) + 4096;
+    bool explained = info.attention == calls->attention ? newer || info.structSize == sizeof(info)
+                                                        : info.device && info.structSize == sizeof(info);
     VkmqaCacheRequirements* requirements = output(input, sizeof(*requirements));
     VkmqaCache cache = NULL;
     const VkmqaCacheCreateInfo* copy = given(&info, sizeof(info));
