@@ -105,11 +105,11 @@ void mangle(Input* input, void* target, size_t size, const size_t* pointers) {
     }
 }
 
-// A copy on the heap as long as its structSize says, at least that word and at most 4 KiB too long.
+// A copy on the heap as long as its structSize says, at least that word; sizes that nobody believes get nothing.
 void* given(const void* source, size_t size) {
     uint32_t claimed;
     memcpy(&claimed, source, 4);
-    size_t bytes = claimed < 4 ? 4 : claimed < size + 4096 ? claimed : size + 4096;
+    size_t bytes = claimed < 4 ? 4 : claimed <= MOST_STRUCT_BYTES ? claimed : size;
     REQUIRE(world.givenCount < MAX_GIVEN, "too many structs");
     void* copy = calloc(1, bytes);
     REQUIRE(copy, "no memory");

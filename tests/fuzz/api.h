@@ -6,7 +6,7 @@
 
 #include "mock_objects.h"
 
-enum { MAX_HEADS = 65536, MAX_DIM = 576, MAX_CALLS = 12, MAX_GIVEN = 16, MOST_HOST_BYTES = 1 << 20 };
+enum { MAX_HEADS = 65536, MAX_DIM = 576, MAX_CALLS = 12, MAX_GIVEN = 16, MOST_HOST_BYTES = 1 << 20, MOST_STRUCT_BYTES = 1 << 16 };
 #define NO_POINTER SIZE_MAX
 
 struct World {

@@ -1,7 +1,9 @@
-// Attention case files, and the safetensors files that they are: the input is the file.
+// Attention case files, and the safetensors files that they are: the input is the file. A case that is whole is turned
+// into what the device would get.
 #include "fuzz_bench.h"
 
-#include "case_file.h"
+#include "case_inputs.h"
+#include "problem.h"
 
 static struct {
     const uint8_t* data;
@@ -34,6 +36,27 @@ static void readAll(const CaseFile* c) {
                 (unsigned long long)c->mask->count);
 }
 
+static void prepare(const CaseFile* c) {
+    static Options options = {.device = (char*)"0"};
+    static Session session = {.options = &options, .trusted = true};
+    if (!session.device)
+        REQUIRE(openSession(&session, NULL, 0) == BENCH_OK, "no device");
+    Problem problem;
+    if (createCaseProblem(&session, c, &problem) != BENCH_OK)
+        return;
+    CaseView view = {c, &problem};
+    ReferenceProblem reference = caseReference(&view);
+    float row[1024];
+    for (uint32_t b = 0; b < problem.batch; b++)
+        for (uint32_t p = 0; p < (uint32_t)(intAt(c->cuSeqlensKv, b + 1) - intAt(c->cuSeqlensKv, b)); p++) {
+            reference.readK(reference.user, b, c->numHeadsKv - 1, p, row);
+            reference.readV(reference.user, b, c->numHeadsKv - 1, p, row);
+        }
+    for (uint32_t t = 0; t < c->totalQ; t++)
+        reference.readQ(reference.user, t, c->numHeadsQ - 1, row);
+    destroyProblem(&problem);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     CaseFile c;
     if (size == 0)
@@ -47,7 +70,8 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         return 0;
     REQUIRE(c.qDtype && c.kDtype && c.vDtype && c.kType && c.vType && c.batch, "half a case");
     readAll(&c);
-    checkCaseSupported(&c);
+    if (checkCaseSupported(&c) == BENCH_OK)
+        prepare(&c);
     freeCaseFile(&c);
     return 0;
 }

@@ -111,7 +111,7 @@ VKAPI_ATTR VkResult VKAPI_CALL mock_vkAllocateMemory(VkDevice device, const VkMe
                                                      const VkAllocationCallbacks* a, VkDeviceMemory* memory) {
     (void)device, (void)a;
     CHECK(info->memoryTypeIndex < 3 && info->allocationSize, "an allocation of type %u", info->memoryTypeIndex);
-    if (info->allocationSize > MOCK_HEAP || (info->memoryTypeIndex && info->allocationSize > 8 << 20))
+    if (info->allocationSize > MOCK_HEAP || (info->memoryTypeIndex && info->allocationSize > 32 << 20))
         return VK_ERROR_OUT_OF_DEVICE_MEMORY; // what may be mapped is real
     Memory* made = make(sizeof(*made));
     made->size = info->allocationSize;
