@@ -88,7 +88,7 @@ static size_t seal(VkmqaCache cache, Image* image, bool seal) {
                         : section == 1 ? pages * pageTokens * 4
                                        : pages * pageTokens * cache->attention->shape.numHeadsKv *
                                              cache->planes[(section - 2) % cache->planeCount].tokenBytes;
-        if (size > MAX_IMAGE - 8 - at)
+        if (size + 8 > MAX_IMAGE - at)
             return 0;
         if (seal)
             vkmqa_put64(bytes + at + size, XXH3_64bits(bytes + at, size));
