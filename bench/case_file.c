@@ -333,6 +333,9 @@ BenchResult checkCaseSupported(const CaseFile* c) {
                 BENCH_MISSING,
                 "%s: needs a head dimension of %u; the library has multiples of 8 up to 576",
                 c->file.path, dims[i]);
+    if (c->numHeadsQ > 65536)
+        return fail(BENCH_MISSING, "%s: needs %u query heads; the library has up to 65536", c->file.path,
+                    c->numHeadsQ);
     if (c->numHeadsQ / c->numHeadsKv > 128)
         return fail(BENCH_MISSING,
                     "%s: needs %u query heads per key/value head; the library has up to 128",

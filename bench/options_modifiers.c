@@ -41,6 +41,7 @@ void freeModifiers(void) {
                        raw.mask,       raw.rope,        raw.ropeDim};
     for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
         free(strings[i]);
+    memset(&raw, 0, sizeof(raw)); // for the next command line
 }
 
 // The option's value as an index of names[count].

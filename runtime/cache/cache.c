@@ -179,8 +179,13 @@ static VkResult plan_sizes(struct VkmqaCache_T* plan, struct Sizes* sizes) {
 static VkResult make_plan(const VkmqaCacheCreateInfo* given, const char* call, VkmqaCacheCreateInfo* info,
                           struct VkmqaCache_T* plan, struct Sizes* sizes) {
     struct VkmqaProblem problem;
-    if (!vkmqa_read_struct(given, info, sizeof *info, sizeof *info, "info", &problem))
-        return VK_ERROR_VALIDATION_FAILED_EXT; // nobody to tell
+    if (!vkmqa_read_struct(given, info, sizeof *info, sizeof *info, "info", &problem)) {
+        // The attention object is believed only in a struct that is newer than this library.
+        bool newer = given && given->structSize > sizeof *info && given->structSize <= sizeof *info + 4096;
+        return newer && vkmqa_is_attention(given->attention)
+                   ? vkmqa_fail(given->attention->context, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text)
+                   : VK_ERROR_VALIDATION_FAILED_EXT; // nobody to tell
+    }
     if (!vkmqa_is_attention(info->attention)) {
         VkmqaContext owner = info->device ? vkmqaGetDeviceContext(info->device) : NULL;
         return owner ? vkmqa_fail(owner, VK_ERROR_VALIDATION_FAILED_EXT,

@@ -203,13 +203,15 @@ static uint32_t count_own(VkmqaCache cache, const struct VkmqaSequenceRecord* re
 static VkResult offload_pages(VkmqaCache cache, const char* call, struct VkmqaSequenceRecord* record,
                               uint32_t count) {
     struct VkmqaOffload* offload = cache->offload;
+    if (count == 0)
+        return VK_SUCCESS;
     if (count > offload->freeCount)
         return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_POOL_MEMORY,
                                 "%s: %u host pages are needed, %u are free: %u are missing; create the cache with "
                                 "more hostPages, or restore or destroy offloaded sequences", call, count,
                                 offload->freeCount, count - offload->freeCount);
-    uint32_t* entries = count ? vkmqa_cache_allocate(cache, 3 * (size_t)count, sizeof *entries) : NULL;
-    if (count && !entries)
+    uint32_t* entries = vkmqa_cache_allocate(cache, 3 * (size_t)count, sizeof *entries);
+    if (!entries)
         return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_HOST_MEMORY, "%s: no memory for a list of %u pages",
                                 call, count);
     uint32_t *devicePages = entries + count, *hostPages = entries + 2 * count;
@@ -222,8 +224,8 @@ static VkResult offload_pages(VkmqaCache cache, const char* call, struct VkmqaSe
         hostPages[n] = offload->freePages[offload->freeCount - 1 - n];
         ++n;
     }
-    VkResult error = count ? start_move(cache, call, true, count, devicePages, hostPages) : VK_SUCCESS;
-    if (error == VK_SUCCESS && count) {
+    VkResult error = start_move(cache, call, true, count, devicePages, hostPages);
+    if (error == VK_SUCCESS) {
         offload->freeCount -= count;
         for (uint32_t n = 0; n < count; ++n) {
             keep_ids(cache, devicePages[n], hostPages[n]);

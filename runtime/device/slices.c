@@ -15,6 +15,7 @@ VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention, con
         vkmqa_read_info(&device->messenger, call, "VkmqaAttentionInfo", given, &info, sizeof info, sizeof info);
     if (result)
         return result;
+    info.structSize = sizeof info; // what a newer caller's has more is zero
     info.recorder = vkmqaGetCommandsRecorder(commands);
     VkmqaSlices slices = {.structSize = sizeof(slices)};
     for (uint64_t done = 0; done == 0 || done < slices.groups; done += slices.groupsPerSlice) {
