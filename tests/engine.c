@@ -208,7 +208,9 @@ static void createDevice(Engine* engine, bool featureless) {
         REQUIRE(vkmqaGetDeviceRequirements(&ask, &engine->requirements));
     LOAD(GetPhysicalDeviceQueueFamilyProperties);
     VkQueueFamilyProperties families[8];
-    uint32_t count = COUNT(families);
+    uint32_t count = 0;
+    GetPhysicalDeviceQueueFamilyProperties(engine->physicalDevice, &count, NULL);
+    count = count < COUNT(families) ? count : (uint32_t)COUNT(families);
     GetPhysicalDeviceQueueFamilyProperties(engine->physicalDevice, &count, families);
     while (engine->family < count && !(families[engine->family].queueFlags & VK_QUEUE_COMPUTE_BIT))
         engine->family++;

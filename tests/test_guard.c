@@ -111,6 +111,14 @@ static int child(const Mistake* mistake) {
     return code;
 }
 
+static const Mistake mistakes[] = {
+    {"none", "guard", 0, 0, 0, false, 0},
+    {"a row is read behind the memory", "guard", 1, 0, 0, false, EXIT_BEYOND},
+    {"a row is written behind the memory", "guard", 0, 1, 0, false, EXIT_BEYOND},
+    {"a row is read before the memory", "guard:front", 0, 0, 1, false, EXIT_BEYOND},
+    {"a word is written that alignment leaves over", "guard", 0, 0, 0, true, EXIT_CANARY},
+};
+
 static int childExit(const Mistake* mistake) {
     fflush(stdout);
     pid_t process = fork();
@@ -126,13 +134,6 @@ static int childExit(const Mistake* mistake) {
 
 static void mistakesAreFatal(void** state) {
     (void)state;
-    static const Mistake mistakes[] = {
-        {"none", "guard", 0, 0, 0, false, 0},
-        {"a row is read behind the memory", "guard", 1, 0, 0, false, EXIT_BEYOND},
-        {"a row is written behind the memory", "guard", 0, 1, 0, false, EXIT_BEYOND},
-        {"a row is read before the memory", "guard:front", 0, 0, 1, false, EXIT_BEYOND},
-        {"a word is written that alignment leaves over", "guard", 0, 0, 0, true, EXIT_CANARY},
-    };
     for (size_t i = 0; i < COUNT(mistakes); i++) {
         int code = childExit(&mistakes[i]);
         if (code == HARNESS_SKIPPED)
@@ -143,7 +144,10 @@ static void mistakesAreFatal(void** state) {
     }
 }
 
-int main(void) {
+// With a number: that mistake, in this process, for whoever watches it.
+int main(int count, char** arguments) {
+    if (count > 1)
+        return child(&mistakes[strtoul(arguments[1], NULL, 10) % COUNT(mistakes)]);
     const struct CMUnitTest tests[] = {cmocka_unit_test(mistakesAreFatal)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
