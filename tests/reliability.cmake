@@ -136,3 +136,27 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
             LABELS soak)
     endif()
 endif()
+
+# What reads the work of others, under libFuzzer with clang; see fuzz/run. A bounded number of inputs from a fixed seed,
+# and of --long as many as find something.
+if(UNIX AND NOT VKMQA_SANITIZE)
+    set(fuzz ${CMAKE_CURRENT_SOURCE_DIR}/fuzz/run)
+    set(fuzzEnvironment VKMQA_BUILD=${PROJECT_BINARY_DIR} VKMQA_VULKAN_INCLUDE_DIR=${VKMQA_VULKAN_INCLUDE_DIR}
+        VKMQA_XXHASH_INCLUDE_DIR=${VKMQA_XXHASH_INCLUDE_DIR})
+    add_test(NAME fuzz.build COMMAND ${fuzz} build)
+    set_tests_properties(fuzz.build PROPERTIES FIXTURES_SETUP fuzz LABELS "host;fuzz" TIMEOUT 900 SKIP_RETURN_CODE 77
+        ENVIRONMENT "${fuzzEnvironment}")
+    foreach(row "case 15000 10000000" "tuning 80000 10000000" "options 80000 10000000" "open 15000 10000000"
+                "snapshot 5000 1000000" "cache 8000 1000000" "api 15000 2000000")
+        separate_arguments(row)
+        list(GET row 0 target)
+        list(GET row 1 short)
+        list(GET row 2 full)
+        add_test(NAME fuzz.${target} COMMAND ${fuzz} ${target} ${short})
+        add_test(NAME fuzz-long.${target} COMMAND ${fuzz} ${target} ${full})
+        set_tests_properties(fuzz.${target} PROPERTIES LABELS "host;fuzz" TIMEOUT 300)
+        set_tests_properties(fuzz-long.${target} PROPERTIES LABELS long TIMEOUT 7200)
+        set_tests_properties(fuzz.${target} fuzz-long.${target} PROPERTIES FIXTURES_REQUIRED fuzz SKIP_RETURN_CODE 77
+            RESOURCE_LOCK fuzz.${target} ENVIRONMENT "${fuzzEnvironment};VKMQA_FUZZ_BUILT=1")
+    endforeach()
+endif()
