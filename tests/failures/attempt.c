@@ -3,9 +3,10 @@
 #include <stdio.h>
 
 bool attemptNote(Attempt* attempt, VkResult result, const char* call, bool again) {
-    attempt->last = result < 0 ? result : VK_SUCCESS;
+    const bool failed = result < 0 || result == VK_TIMEOUT;
+    attempt->last = failed ? result : VK_SUCCESS;
     attempt->lastCall = call;
-    if (result >= 0)
+    if (!failed)
         return true;
     if (!again && !attempt->first) {
         attempt->first = result;

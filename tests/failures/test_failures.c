@@ -184,6 +184,50 @@ static void ofACache(void** state) {
     failEverywhere("cache", scenarioCache);
 }
 
+// Work that does not end is VK_TIMEOUT wherever somebody waits for it, and never a hang or a crash; a wait that is given up
+// once may be repeated. What may still be in use is left behind.
+static void hangEverywhere(const char* name, Scenario scenario) {
+    static Attempt clean, attempt;
+    uint32_t places[64], count = 0, runs = 0, said = 0;
+    runOnce(&clean, false, NULL, scenario);
+    for (uint32_t place = 0; place < layerFail->placeCount(); place++)
+        if (strcmp(layerFail->placeEntry(place), "vkWaitForFences") == 0 && count < COUNT(places))
+            places[count++] = place;
+    assert_in_range(count, 3, COUNT(places) - 1);
+    for (uint32_t i = 0; i < 2 * count; i++) {
+        const LayerFailPlan plan = {places[i / 2], VK_TIMEOUT, i % 2};
+        if (!harnessIsLong() && i % 2 != i / 2 % 2)
+            continue;
+        char label[128];
+        snprintf(label, sizeof(label), "%s, place %u: a wait times out%s", name, plan.place,
+                 plan.onwards ? ", and all after it" : "");
+        runOnce(&attempt, !plan.onwards, &plan, scenario);
+        if (!layerFail->hit())
+            continue; // threads have come by in another order
+        runs++;
+        said += attempt.first == VK_TIMEOUT;
+        if (attempt.first && attempt.first != VK_TIMEOUT)
+            fail_msg("%s: %s returned %d (%s)", label, attempt.call, attempt.first, attempt.message);
+        if (!attempt.first && !attempt.whileDestroying)
+            fail_msg("%s: no call said so", label);
+        if (!plan.onwards && attempt.last)
+            fail_msg("%s: a second %s returned %d (%s)", label, attempt.lastCall, attempt.last, harness.message);
+        if (!plan.onwards &&
+            (attempt.resultSize != clean.resultSize || memcmp(attempt.result, clean.result, clean.resultSize) != 0))
+            fail_msg("%s: the result is another", label);
+    }
+    layerFail->begin(NULL);
+    print_message("%s: %u waits, %u runs, %u times VK_TIMEOUT\n", name, count, runs, said);
+    assert_true(2 * runs >= count && 2 * said >= runs);
+}
+
+static void aHangIsATimeout(void** state) {
+    (void)state;
+    hangEverywhere("own device", scenarioOwn);
+    hangEverywhere("engine's device", scenarioEngine);
+    hangEverywhere("cache", scenarioCache);
+}
+
 // Opens nothing by harnessOpen: the devices come and go here.
 int main(void) {
     const char* seed = getenv("VKMQA_TEST_SEED");
@@ -192,6 +236,7 @@ int main(void) {
         cmocka_unit_test(onADeviceOfItsOwn),
         cmocka_unit_test(onAnEnginesDevice),
         cmocka_unit_test(ofACache),
+        cmocka_unit_test(aHangIsATimeout),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     harness.seed = seed ? strtoull(seed, NULL, 0) : 1;

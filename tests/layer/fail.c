@@ -109,6 +109,8 @@ static uint64_t hashPlace(const char* entry) {
 }
 
 static bool mayReturn(const char* entry, VkResult error) {
+    if (error == VK_TIMEOUT)
+        return strcmp(entry, "vkWaitForFences") == 0;
     const VkResult* errors = errorsOf(entry);
     while (*errors && *errors != error)
         errors++;
@@ -156,8 +158,8 @@ static __attribute__((noinline)) bool fails(const char* entry) {
     return result;
 }
 
-// Of a device that is lost all work has ended; the driver below does not know that it is lost.
-static bool ends(void) { return state.plan.error == LOST || state.plan.onwards; }
+// Of a device that is lost all work has ended, and what is given up may be freed; the driver below knows of neither.
+static bool ends(void) { return state.plan.error == LOST || state.plan.error == VK_TIMEOUT || state.plan.onwards; }
 static void settleDevice(VkDevice device) {
     if (ends())
         LAYER_NEXT(vkDeviceWaitIdle)(device);
