@@ -81,8 +81,10 @@ typedef struct Program {
 
 static VkResult programCreate(Program* p) {
     VkApplicationInfo app = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .apiVersion = VK_API_VERSION_1_2};
+    VkInstance instance; // what fails may leave anything here
     TRY(vkCreateInstance(&(VkInstanceCreateInfo){.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
-                                                 .pApplicationInfo = &app}, NULL, &p->instance));
+                                                 .pApplicationInfo = &app}, NULL, &instance));
+    p->instance = instance;
     uint32_t count = 1;
     if (vkEnumeratePhysicalDevices(p->instance, &count, &p->gpu) < 0 || count == 0)
         return VK_ERROR_INITIALIZATION_FAILED;
@@ -96,15 +98,19 @@ static VkResult programCreate(Program* p) {
         .apiVersion = app.apiVersion, .instance = p->instance, .physicalDevice = p->gpu,
         .getInstanceProcAddr = vkGetInstanceProcAddr}, &p->needs));
     float priority = 1;
+    VkDevice device;
     VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
         .queueFamilyIndex = p->family, .queueCount = 1, .pQueuePriorities = &priority};
     TRY(vkCreateDevice(p->gpu, &(VkDeviceCreateInfo){.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
         .pNext = p->needs.features, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue,
         .enabledExtensionCount = p->needs.extensionCount, .ppEnabledExtensionNames = p->needs.extensionNames},
-        NULL, &p->device));
+        NULL, &device));
+    p->device = device;
     vkGetDeviceQueue(p->device, p->family, 0, &p->queue);
+    VkCommandPool pool;
     TRY(vkCreateCommandPool(p->device, &(VkCommandPoolCreateInfo){.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-        .queueFamilyIndex = p->family}, NULL, &p->pool));
+        .queueFamilyIndex = p->family}, NULL, &pool));
+    p->pool = pool;
     return vkAllocateCommandBuffers(p->device, &(VkCommandBufferAllocateInfo){
         .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO, .commandPool = p->pool, .commandBufferCount = 1},
         &p->commands);

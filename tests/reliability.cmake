@@ -82,6 +82,18 @@ target_compile_definitions(test_failures PRIVATE VKMQA_TEST_LAYER="$<TARGET_FILE
 foreach(function calloc free open close read write lseek fstat fchmod fsync rename dlopen pthread_create)
     target_link_options(test_failures PRIVATE -Wl,--wrap=${function})
 endforeach()
+if(TARGET sample_embed AND NOT VKMQA_SANITIZE)
+    foreach(row "samples 7" "samples-long 1")
+        separate_arguments(row)
+        list(GET row 0 name)
+        list(GET row 1 step)
+        add_test(NAME failures.${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/failures/samples ${toolbox} ${step}
+            $<TARGET_FILE:sample_hello> $<TARGET_FILE:sample_embed>)
+        set_tests_properties(failures.${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 900 LABELS "driver;lavapipe26;fault"
+            ENVIRONMENT "${commonEnvironment};${environment_lavapipe26};${layerEnvironment}")
+    endforeach()
+    set_tests_properties(failures.samples-long PROPERTIES LABELS long)
+endif()
 
 # Small devices, see layer/clamp.c: the profile's own tests, and programs from which it takes something away.
 set(clampPrograms_small attention append merge replay compact verify api)
