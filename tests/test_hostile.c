@@ -2,7 +2,7 @@
 // a bit of the status word and count as forbidden tokens. Nothing outside the given ranges is written,
 // nothing read from there arrives in the output: all ranges lie between NaN guards, while the cache
 // itself is finite everywhere. What append and compaction make of it: test_hostile_cache.c.
-#include "harness.h"
+#include "hostile.h"
 
 #include "compare.h"
 
@@ -12,28 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define F16 ORACLE_F16
-
-static const Model paged = {.numHeadsQ = 8,
-                            .numHeadsKv = 2,
-                            .headDimQk = 64,
-                            .headDimV = 64,
-                            .pageSize = 16,
-                            .io = F16,
-                            .k = F16,
-                            .v = F16,
-                            .splitSize = 64,
-                            .maxSeqLenKv = 512};
-static const Model contiguous = {.numHeadsQ = 6,
-                                 .numHeadsKv = 1,
-                                 .headDimQk = 40,
-                                 .headDimV = 24,
-                                 .io = F16,
-                                 .k = F16,
-                                 .v = F16,
-                                 .causal = true,
-                                 .maxSeqLenKv = 200};
-static const Batch batch = {4, {{1, 150}, {5, 90}, {1, 40}, {3, 3}}, .append = false};
 // Every sequence has all the pages that the limits allow, so a wrong length reads finite tokens.
 static const VkmqaStepLimits limits = {
     .batch = 4, .totalQ = 10, .maxSeqLenQ = 5, .maxSeqLenKv = 160, .newTokens = 1};
@@ -44,22 +22,6 @@ static const VkmqaStepLimits promptLimits = {
     .batch = 4, .totalQ = 108, .maxSeqLenQ = 40, .maxSeqLenKv = 160, .newTokens = 1};
 
 static const uint32_t FINITE = 0x3C003C00; // twice 1.0 in f16
-
-typedef struct Attack {
-    const char* name;
-    // The value of the last two counts from totalQ, from numPages.
-    enum { SEQUENCE_LENGTH, QUERY_START, PAGE, QUERY_START_PAST, PAGE_PAST } where;
-    uint32_t index; // of the sequence, of cuSeqlensQ, of the page table's entry
-    int32_t value;
-    uint32_t status; // bits that must be set
-    uint32_t harmed; // bit b: sequence b's output is not determined
-} Attack;
-
-enum {
-    BAD_PAGE = VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT,
-    BAD_LENGTH = VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT,
-    BAD_QUERY = VKMQA_STATUS_QUERY_RANGE_BIT,
-};
 
 // A bad entry of cuSeqlensQ may cost other sequences their rows as well: it is by these that a workgroup
 // finds its sequence.

@@ -1,50 +1,10 @@
 // What append and compaction write when slots and metadata are hostile: nothing but what is right, and a bit of the
 // status word. Attention's part of it is test_hostile's.
-#include "harness.h"
+#include "hostile.h"
 
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define F16 ORACLE_F16
-
-static const Model paged = {.numHeadsQ = 8,
-                            .numHeadsKv = 2,
-                            .headDimQk = 64,
-                            .headDimV = 64,
-                            .pageSize = 16,
-                            .io = F16,
-                            .k = F16,
-                            .v = F16,
-                            .splitSize = 64,
-                            .maxSeqLenKv = 512};
-static const Model contiguous = {.numHeadsQ = 6,
-                                 .numHeadsKv = 1,
-                                 .headDimQk = 40,
-                                 .headDimV = 24,
-                                 .io = F16,
-                                 .k = F16,
-                                 .v = F16,
-                                 .causal = true,
-                                 .maxSeqLenKv = 200};
-static const Batch batch = {4, {{1, 150}, {5, 90}, {1, 40}, {3, 3}}, .append = false};
-
-typedef struct Attack {
-    const char* name;
-    // The value of the last two counts from totalQ, from numPages.
-    enum { LENGTH, QUERY_START, PAGE, QUERY_START_PAST, PAGE_PAST } where;
-    uint32_t index; // of the sequence, of cuSeqlensQ, of the page table's entry
-    int32_t value;
-    uint32_t status; // a bit that must be set
-    uint32_t harmed; // bit b: sequence b is left as it is
-} Attack;
-
-enum {
-    BAD_PAGE = VKMQA_STATUS_PAGE_OUT_OF_RANGE_BIT,
-    BAD_LENGTH = VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT,
-    BAD_QUERY = VKMQA_STATUS_QUERY_RANGE_BIT,
-    BAD_SLOT = VKMQA_STATUS_SLOT_OUT_OF_RANGE_BIT,
-};
 
 // Slots outside the cache are skipped and reported, the others written.
 static void slotsOn(VkmqaTier tier, const Model* model) {
@@ -107,7 +67,7 @@ static void spoil(const Run* run, const Problem* problem, const Attack* attack, 
     const VkmqaStepLayout* layout = &run->step.layout;
     bool page = attack->where == PAGE || attack->where == PAGE_PAST;
     uint32_t offset = page                      ? layout->pageTable
-                      : attack->where == LENGTH ? layout->seqLensKv
+                      : attack->where == SEQUENCE_LENGTH ? layout->seqLensKv
                                                 : layout->cuSeqlensQ;
     uint32_t base = attack->where == PAGE_PAST          ? problem->numPages
                     : attack->where == QUERY_START_PAST ? problem->totalQ
@@ -123,10 +83,10 @@ static void badSequencesAreNotCompacted(void** state) {
     static const int32_t accepted[] = {1, 5, 11, /* 1 */ 2, 8, /* 2 */ 0, 4},
                          cuAccepted[] = {0, 3, 5, 7};
     static const Attack bad[] = {
-        {"length -1", LENGTH, 0, -1, BAD_LENGTH, 1},
-        {"length INT_MIN", LENGTH, 1, INT_MIN, BAD_LENGTH, 2},
-        {"length INT_MAX", LENGTH, 2, INT_MAX, BAD_LENGTH, 4},
-        {"fewer tokens than drafts", LENGTH, 0, 11, BAD_LENGTH, 1},
+        {"length -1", SEQUENCE_LENGTH, 0, -1, BAD_LENGTH, 1},
+        {"length INT_MIN", SEQUENCE_LENGTH, 1, INT_MIN, BAD_LENGTH, 2},
+        {"length INT_MAX", SEQUENCE_LENGTH, 2, INT_MAX, BAD_LENGTH, 4},
+        {"fewer tokens than drafts", SEQUENCE_LENGTH, 0, 11, BAD_LENGTH, 1},
         {"queries go backwards", QUERY_START, 1, -2, BAD_QUERY, 3},
         {"queries end past totalQ", QUERY_START_PAST, 3, 1, BAD_QUERY, 4},
         {"queries end at INT_MAX", QUERY_START, 3, INT_MAX, BAD_QUERY, 4},
