@@ -13,10 +13,10 @@ enum { HEADS = 8, DIM = 64, CONTEXT = 1024, TOKENS = 5 }; // 8 query heads on on
 typedef struct Attention {
     VkmqaDevice device; // yours, imported
     VkmqaAttention object;
-    VkmqaMemory memory[4];
+    VkmqaRecorder recorder; // of descriptors, which some devices need
+    VkmqaMemory k, v, scratch, metadata;
     VkmqaStep step;
 } Attention;
-enum { K, V, SCRATCH, METADATA }; // of memory
 
 static VkResult attentionCreate(Attention* a, const VkmqaDeviceImportInfo* yours) {
     TRY(vkmqaImportDevice(yours, &a->device));
@@ -28,25 +28,27 @@ static VkResult attentionCreate(Attention* a, const VkmqaDeviceImportInfo* yours
     TRY(vkmqaGetKvRequirements(a->object, 1, &kv));
     TRY(vkmqaGetStepLayout(a->object, &a->step.limits, &a->step.layout, &metadata));
     TRY(vkmqaGetScratchRequirements(a->object, &a->step.limits, &scratch));
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.k.size, &a->memory[K]));
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.v.size, &a->memory[V]));
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, scratch.size + 4, &a->memory[SCRATCH])); // it may need none
-    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_UPLOAD, metadata.size, &a->memory[METADATA]));
-    a->step.metadata = vkmqaGetMemoryRange(a->memory[METADATA], 0, 0);
-    return VK_SUCCESS;
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.k.size, &a->k));
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, kv.v.size, &a->v));
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DEVICE, scratch.size + 4, &a->scratch)); // it may need none
+    TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_UPLOAD, metadata.size, &a->metadata));
+    a->step.metadata = vkmqaGetMemoryRange(a->metadata, 0, 0);
+    return vkmqaCreateRecorder(vkmqaGetDeviceContext(a->device),
+        &(VkmqaRecorderCreateInfo){.structSize = sizeof(VkmqaRecorderCreateInfo), .maxCalls = 2}, &a->recorder);
 }
 
 static VkResult attentionRecord(Attention* a, VkCommandBuffer commands, VkmqaBuffer q, VkmqaBuffer newK, VkmqaBuffer newV,
                                 VkmqaBuffer out) { // once; replayed for every token
-    VkmqaKv kv = {vkmqaGetMemoryRange(a->memory[K], 0, 0), vkmqaGetMemoryRange(a->memory[V], 0, 0), .numPages = 1};
+    VkmqaKv kv = {vkmqaGetMemoryRange(a->k, 0, 0), vkmqaGetMemoryRange(a->v, 0, 0), .numPages = 1};
     TRY(vkmqaCmdAppendKv(a->object, commands, &(VkmqaAppendInfo){.structSize = sizeof(VkmqaAppendInfo),
-        .step = &a->step, .kv = &kv, .newK = newK, .newV = newV}));
+        .recorder = a->recorder, .step = &a->step, .kv = &kv, .newK = newK, .newV = newV}));
     return vkmqaCmdAttention(a->object, commands, &(VkmqaAttentionInfo){.structSize = sizeof(VkmqaAttentionInfo),
-        .step = &a->step, .kv = &kv, .q = q, .out = out, .scratch = vkmqaGetMemoryRange(a->memory[SCRATCH], 0, 0)});
+        .recorder = a->recorder, .step = &a->step, .kv = &kv, .q = q, .out = out,
+        .scratch = vkmqaGetMemoryRange(a->scratch, 0, 0)});
 }
 
 static void attentionStep(Attention* a, int32_t token) { // before its submission: which token this is
-    int32_t* words = vkmqaGetMemoryPointer(a->memory[METADATA]);
+    int32_t* words = vkmqaGetMemoryPointer(a->metadata);
     words[a->step.layout.cuSeqlensQ / 4] = words[a->step.layout.status / 4] = 0;
     words[a->step.layout.cuSeqlensQ / 4 + 1] = 1; // one query token
     words[a->step.layout.seqLensKv / 4] = token + 1;
@@ -55,8 +57,10 @@ static void attentionStep(Attention* a, int32_t token) { // before its submissio
 // ------------------------------------------------------------------------------------------------------
 
 static void attentionDestroy(Attention* a) { // in reverse, once nothing of it is pending
-    for (int i = K; i <= METADATA; ++i)
-        vkmqaDestroyMemory(a->memory[i]);
+    VkmqaMemory memories[] = {a->k, a->v, a->scratch, a->metadata};
+    for (int i = 0; i < 4; ++i)
+        vkmqaDestroyMemory(memories[i]);
+    vkmqaDestroyRecorder(a->recorder);
     vkmqaDestroyAttention(a->object);
     vkmqaCloseDevice(a->device);
 }
