@@ -6,7 +6,7 @@
 #include <vkmqa/vkmqa_runtime.h>
 #include <vulkan/vulkan.h>
 
-enum { HEADS = 8, DIM = 64, CONTEXT = 1024, TOKENS = 5 }; // 8 query heads on one key/value head
+enum { HEADS = 8, DIM = 64, MAX = 1024, TOKENS = 5 }; // 8 query heads on one key/value head
 #define TRY(call) do { VkResult r_ = (call); if (r_) return r_; } while (0)
 
 // ---- added -------------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ typedef struct Attention {
 static VkResult attentionCreate(Attention* a, const VkmqaDeviceImportInfo* yours) {
     TRY(vkmqaImportDevice(yours, &a->device));
     TRY(vkmqaDeviceCreateAttention(a->device, &(VkmqaAttentionCreateInfo){.structSize = sizeof(VkmqaAttentionCreateInfo),
-        .numHeadsQ = HEADS, .numHeadsKv = 1, .headDimQk = DIM, .maxSeqLenKv = CONTEXT, .ioType = VKMQA_TYPE_F32}, &a->object));
+        .numHeadsQ = HEADS, .numHeadsKv = 1, .headDimQk = DIM, .maxSeqLenKv = MAX, .ioType = VKMQA_TYPE_F32}, &a->object));
     a->step = (VkmqaStep){.structSize = sizeof a->step, .limits = {.batch = 1, .totalQ = 1}}; // one token a time
     VkmqaKvRequirements kv = {.structSize = sizeof kv};
     VkmqaBufferRequirements metadata, scratch;
@@ -37,13 +37,12 @@ static VkResult attentionCreate(Attention* a, const VkmqaDeviceImportInfo* yours
         &(VkmqaRecorderCreateInfo){.structSize = sizeof(VkmqaRecorderCreateInfo), .maxCalls = 2}, &a->recorder);
 }
 
-static VkResult attentionRecord(Attention* a, VkCommandBuffer commands, VkmqaBuffer q, VkmqaBuffer newK, VkmqaBuffer newV,
-                                VkmqaBuffer out) { // once; replayed for every token
+static VkResult attentionRecord(Attention* a, VkCommandBuffer commands, const VkmqaBuffer io[4]) { // q, new K and V, out
     VkmqaKv kv = {vkmqaGetMemoryRange(a->k, 0, 0), vkmqaGetMemoryRange(a->v, 0, 0), .numPages = 1};
     TRY(vkmqaCmdAppendKv(a->object, commands, &(VkmqaAppendInfo){.structSize = sizeof(VkmqaAppendInfo),
-        .recorder = a->recorder, .step = &a->step, .kv = &kv, .newK = newK, .newV = newV}));
+        .recorder = a->recorder, .step = &a->step, .kv = &kv, .newK = io[1], .newV = io[2]}));
     return vkmqaCmdAttention(a->object, commands, &(VkmqaAttentionInfo){.structSize = sizeof(VkmqaAttentionInfo),
-        .recorder = a->recorder, .step = &a->step, .kv = &kv, .q = q, .out = out,
+        .recorder = a->recorder, .step = &a->step, .kv = &kv, .q = io[0], .out = io[3],
         .scratch = vkmqaGetMemoryRange(a->scratch, 0, 0)});
 }
 
@@ -132,9 +131,9 @@ static VkResult programRun(Program* p, Attention* a, VkmqaMemory* inputs, VkmqaM
     TRY(vkmqaCreateMemory(a->device, VKMQA_MEMORY_DOWNLOAD, HEADS * DIM * 4, out));
     TRY(vkBeginCommandBuffer(p->commands, &(VkCommandBufferBeginInfo){
         .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO}));
-    TRY(attentionRecord(a, p->commands, vkmqaGetMemoryRange(*inputs, 0, HEADS * DIM * 4),
-                        vkmqaGetMemoryRange(*inputs, HEADS * DIM * 4, DIM * 4),
-                        vkmqaGetMemoryRange(*inputs, (HEADS + 1) * DIM * 4, 0), vkmqaGetMemoryRange(*out, 0, 0)));
+    TRY(attentionRecord(a, p->commands, (VkmqaBuffer[]){ // once; replayed for every token
+        vkmqaGetMemoryRange(*inputs, 0, HEADS * DIM * 4), vkmqaGetMemoryRange(*inputs, HEADS * DIM * 4, DIM * 4),
+        vkmqaGetMemoryRange(*inputs, (HEADS + 1) * DIM * 4, 0), vkmqaGetMemoryRange(*out, 0, 0)}));
     VkMemoryBarrier toHost = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER, .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
                               .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
     vkCmdPipelineBarrier(p->commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &toHost, 0,
