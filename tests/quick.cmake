@@ -2,12 +2,14 @@
 # every module of runtime/, in half a minute on two cores once the driver's cache is warm. Named NAME.quick and labelled
 # nothing but quick: the usual run leaves it out, as it has these shapes elsewhere.
 #   ctest -L quick -j2
+set(VKMQA_QUICK_TIMEOUT ${VKMQA_QUICK_TIMEOUT} CACHE STRING "Seconds that a test of label quick may take")
+mark_as_advanced(VKMQA_QUICK_TIMEOUT)
 set(driver_quick lavapipe26)
 set(environment_quick ${environment_lavapipe26})
 
 # vkmqa_quick(NAME PROGRAM [A=B...]): the test program once more, in this environment.
 function(vkmqa_quick name program)
-    vkmqa_add_leg(${name} quick COMMAND $<TARGET_FILE:test_${program}> TIMEOUT 60
+    vkmqa_add_leg(${name} quick COMMAND $<TARGET_FILE:test_${program}> TIMEOUT ${VKMQA_QUICK_TIMEOUT}
         ENVIRONMENT VKMQA_TEST_TIERS=portable,cpu VKMQA_TEST_ALWAYS= ${ARGN})
     set_tests_properties(${name}.quick PROPERTIES LABELS quick)
     set_property(GLOBAL APPEND PROPERTY vkmqa_quick_targets test_${program})
@@ -15,7 +17,7 @@ endfunction()
 
 foreach(name ${hostTests})
     add_test(NAME ${name}.quick COMMAND test_${name})
-    set_tests_properties(${name}.quick PROPERTIES TIMEOUT 60 LABELS quick)
+    set_tests_properties(${name}.quick PROPERTIES TIMEOUT ${VKMQA_QUICK_TIMEOUT} LABELS quick)
     set_property(GLOBAL APPEND PROPERTY vkmqa_quick_targets test_${name})
 endforeach()
 vkmqa_quick(kernels attention "VKMQA_TEST_FILTER=everyKernel*")
