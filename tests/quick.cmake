@@ -2,7 +2,7 @@
 # every module of runtime/, in half a minute on two cores once the driver's cache is warm. Named NAME.quick and labelled
 # nothing but quick: the usual run leaves it out, as it has these shapes elsewhere.
 #   ctest -L quick -j2
-set(VKMQA_QUICK_TIMEOUT ${VKMQA_QUICK_TIMEOUT} CACHE STRING "Seconds that a test of label quick may take")
+set(VKMQA_QUICK_TIMEOUT 60 CACHE STRING "Seconds that a test of label quick may take")
 mark_as_advanced(VKMQA_QUICK_TIMEOUT)
 set(driver_quick lavapipe26)
 set(environment_quick ${environment_lavapipe26})
