@@ -201,13 +201,13 @@ static void makeChain(Chain* chain, bool byVersion) {
     LINK(other, PROTECTED_MEMORY_FEATURES);
 }
 
-static const char* const names[] = {
+static const char* const extensions[] = {
     VK_KHR_BUFFER_DEVICE_ADDRESS_EXTENSION_NAME, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME,
     VK_KHR_8BIT_STORAGE_EXTENSION_NAME,          VK_KHR_VULKAN_MEMORY_MODEL_EXTENSION_NAME,
     VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME,   VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME,
     VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME,
 };
-enum { NAMES = sizeof(names) / sizeof(names[0]) };
+enum { EXTENSIONS = sizeof(extensions) / sizeof(extensions[0]) };
 
 static void checkEnabled(const struct VkmqaEnabled* got, bool v12, bool v13, bool listed) {
     assert_int_equal(got->deviceAddress, v12 || listed);
@@ -230,10 +230,10 @@ static void enabledIsWhatIsKnown(void** state) {
         for (uint32_t v = 0; v < 3; v++) {
             makeChain(&chain, byVersion);
             for (int listed = 0; listed < 2; listed++) {
-                uint32_t count = listed ? NAMES : 0;
-                vkmqa_read_enabled(versions[v], count, names, &chain.features, &enabled);
+                uint32_t count = listed ? EXTENSIONS : 0;
+                vkmqa_read_enabled(versions[v], count, extensions, &chain.features, &enabled);
                 checkEnabled(&enabled, v >= 1, v >= 2, listed);
-                assert_int_equal(vkmqa_enables_addresses(versions[v], count, names, &chain.features), v >= 1 || listed);
+                assert_int_equal(vkmqa_enables_addresses(versions[v], count, extensions, &chain.features), v >= 1 || listed);
             }
         }
         // One feature away, and what hangs on it: each is false of its own.
@@ -253,7 +253,7 @@ static void enabledIsWhatIsKnown(void** state) {
         for (uint32_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
             makeChain(&chain, byVersion);
             *(byVersion ? rows[i].version : rows[i].extension) = VK_FALSE;
-            vkmqa_read_enabled(VK_API_VERSION_1_3, NAMES, names, &chain.features, &enabled);
+            vkmqa_read_enabled(VK_API_VERSION_1_3, EXTENSIONS, extensions, &chain.features, &enabled);
             assert_int_equal(enabled.deviceAddress, i != 0);
             assert_int_equal(enabled.storage16, i != 1);
             assert_int_equal(enabled.narrowIntegers, i != 2 && i != 4 && i != 10);
@@ -262,15 +262,69 @@ static void enabledIsWhatIsKnown(void** state) {
             assert_int_equal(enabled.scopeless, i == 6);
             assert_int_equal(enabled.subgroupSizeControl, i != 7);
             assert_int_equal(enabled.computeFullSubgroups, i != 8);
-            assert_int_equal(vkmqa_enables_addresses(VK_API_VERSION_1_3, NAMES, names, &chain.features), i != 0);
+            assert_int_equal(vkmqa_enables_addresses(VK_API_VERSION_1_3, EXTENSIONS, extensions, &chain.features), i != 0);
         }
     }
     // Nothing told, nothing enabled.
-    vkmqa_read_enabled(VK_API_VERSION_1_3, NAMES, names, NULL, &enabled);
+    vkmqa_read_enabled(VK_API_VERSION_1_3, EXTENSIONS, extensions, NULL, &enabled);
     assert_true(enabled.pushDescriptor);
     enabled.pushDescriptor = false;
     assert_memory_equal(&enabled, &(struct VkmqaEnabled){0}, sizeof(enabled));
-    assert_false(vkmqa_enables_addresses(VK_API_VERSION_1_3, NAMES, names, NULL));
+    assert_false(vkmqa_enables_addresses(VK_API_VERSION_1_3, EXTENSIONS, extensions, NULL));
+}
+
+// ---- Functions of a driver -------------------------------------------------------------------------
+
+static const char* withheld; // the name of a function that is not there
+static int loaded;
+static const char* loadedNames[256];
+
+static VKAPI_ATTR void VKAPI_CALL nothing(void) {}
+static PFN_vkVoidFunction lookUp(const char* name) {
+    loadedNames[loaded++ % 256] = name;
+    return withheld && strcmp(name, withheld) == 0 ? NULL : nothing;
+}
+static VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL ofDevice(VkDevice device, const char* name) {
+    (void)device;
+    return lookUp(name);
+}
+static VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL ofInstance(VkInstance instance, const char* name) {
+    (void)instance;
+    PFN_vkVoidFunction found = lookUp(name);
+    return found && strcmp(name, "vkGetDeviceProcAddr") == 0 ? (PFN_vkVoidFunction)ofDevice : found;
+}
+static VkResult load(struct VkmqaVk* vk, const char** missing) {
+    loaded = 0;
+    VkResult result = vkmqa_load_instance(vk, NULL, ofInstance, missing);
+    return result ? result : vkmqa_load_device(vk, NULL, missing);
+}
+
+// Each function in turn is withheld: one that is needed is named, one that is not is left out.
+static void missingFunctionsAreNamed(void** state) {
+    (void)state;
+    static const char* names[256];
+    struct VkmqaVk vk;
+    const char* missing = NULL;
+    withheld = NULL;
+    assert_int_equal(load(&vk, &missing), VK_SUCCESS);
+    assert_null(missing);
+    int count = loaded, needed = 0;
+    assert_in_range(count, 60, 255);
+    memcpy(names, loadedNames, sizeof(names));
+    for (int i = 0; i < count; i++) {
+        withheld = names[i];
+        missing = NULL;
+        VkResult result = load(&vk, &missing);
+        if (result == VK_SUCCESS) {
+            assert_null(missing);
+            continue;
+        }
+        needed++;
+        assert_int_equal(result, VK_ERROR_INCOMPATIBLE_DRIVER);
+        assert_string_equal(missing, withheld);
+        assert_int_equal(load(&vk, NULL), VK_ERROR_INCOMPATIBLE_DRIVER); // and nobody need ask for the name
+    }
+    assert_in_range(needed, 50, count - 1);
 }
 
 int main(void) {
@@ -278,6 +332,7 @@ int main(void) {
         cmocka_unit_test(selectorsChoose),
         cmocka_unit_test(resultsHaveNames),
         cmocka_unit_test(enabledIsWhatIsKnown),
+        cmocka_unit_test(missingFunctionsAreNamed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
