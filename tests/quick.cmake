@@ -20,7 +20,7 @@ foreach(name ${hostTests})
     set_tests_properties(${name}.quick PROPERTIES TIMEOUT ${VKMQA_QUICK_TIMEOUT} LABELS quick)
     set_property(GLOBAL APPEND PROPERTY vkmqa_quick_targets test_${name})
 endforeach()
-vkmqa_quick(kernels attention "VKMQA_TEST_FILTER=everyKernelReads*")
+vkmqa_quick(kernels attention "VKMQA_TEST_FILTER=everyKernelIs*")
 vkmqa_quick(attention attention VKMQA_TEST_TIERS=portable,subgroup,cpu,coopmat VKMQA_TEST_SHARE=15/20
     "VKMQA_TEST_FILTER=heads*")
 vkmqa_quick(append append VKMQA_TEST_PART=3/12 "VKMQA_TEST_FILTER=bytes*")
