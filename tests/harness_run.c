@@ -168,6 +168,8 @@ Run runCreate(VkmqaAttention attention, const Problem* problem, const VkmqaStepL
                                                       model->numHeadsQ};
     REQUIRE(vkmqaGetKvRequirements(attention, problem->numPages, &kvNeeds));
     REQUIRE(vkmqaGetStepLayout(attention, most, &run.step.layout, &stepNeeds));
+    uint32_t pageSize = problem->model.pageSize;
+    assert_int_equal(run.step.layout.maxPages, pageSize ? (most->maxSeqLenKv + pageSize - 1) / pageSize : 0);
     REQUIRE(vkmqaGetScratchRequirements(attention, most, &scratchNeeds));
     REQUIRE(vkmqaGetParametersRequirements(attention, &parameterNeeds));
     checkKvRequirements(problem, &kvNeeds);

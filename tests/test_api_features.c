@@ -398,10 +398,61 @@ static void rotationInPlaceIsChecked(void** state) {
     }
 }
 
+// ---- Pipeline caches ---------------------------------------------------------------------------------
+
+static uint32_t refusals; // of pipelineCacheData
+
+static void countRefusals(VkmqaSeverity severity, const char* text, void* userData) {
+    (void)severity, (void)userData;
+    refusals += strstr(text, "pipelineCacheData is of another device") != NULL;
+}
+
+static void openWith(const void* data, size_t size, uint32_t refused, const char* what) {
+    const VkmqaDeviceOpenInfo info = {.structSize = sizeof(info), .selector = getenv("VKMQA_TEST_DEVICE"),
+                                      .skipVerification = VK_TRUE, .pipelineCacheData = data, .pipelineCacheSize = size,
+                                      .messageCallback = countRefusals};
+    VkmqaDevice device;
+    refusals = 0;
+    assert_int_equal(vkmqaOpenDevice(&info, &device), VK_SUCCESS);
+    vkmqaCloseDevice(device);
+    if (refusals != refused)
+        fail_msg("%s: refused %u times, should be %u", what, refusals, refused);
+}
+
+// The driver gets its own data back, and none that another one or nobody has written.
+static void pipelineCachesAreChecked(void** state) {
+    (void)state;
+    VkmqaDeviceHandles handles = {.structSize = sizeof(handles)};
+    REQUIRE(vkmqaGetDeviceHandles(harness.device, &handles));
+    PFN_vkGetPipelineCacheData getData =
+        (PFN_vkGetPipelineCacheData)handles.getInstanceProcAddr(handles.instance, "vkGetPipelineCacheData");
+    size_t size = 0;
+    assert_int_equal(getData(handles.device, handles.pipelineCache, &size, NULL), VK_SUCCESS);
+    assert_true(size >= 32);
+    uint8_t* data = malloc(size);
+    assert_int_equal(getData(handles.device, handles.pipelineCache, &size, data), VK_SUCCESS);
+    openWith(data, size, 0, "the driver's own data");
+    openWith(data, 0, 0, "no data");
+    openWith(NULL, size, 0, "no data");
+    openWith(data, 31, 1, "less than a header");
+    for (uint32_t byte = 0; byte < 32; byte += byte < 16 ? 4 : 15) { // length, version, vendor, device, UUID
+        data[byte] ^= 0xFF;
+        if (byte == 0)
+            data[3] ^= 0x7F; // longer than all of it
+        openWith(data, size, 1, "a foreign header");
+        data[byte] ^= 0xFF;
+        if (byte == 0)
+            data[3] ^= 0x7F;
+    }
+    data[0] = 31;
+    openWith(data, size, 1, "a short header");
+    free(data);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(attentionRejectsBadFeatures), cmocka_unit_test(anyWindowIsGood),
     cmocka_unit_test(parametersAreChecked),        cmocka_unit_test(rejectedCallsRecordNothing),
-    cmocka_unit_test(rotationInPlaceIsChecked),
+    cmocka_unit_test(rotationInPlaceIsChecked),    cmocka_unit_test(pipelineCachesAreChecked),
 };
 
 HARNESS_MAIN(tests)

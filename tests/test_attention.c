@@ -358,15 +358,13 @@ static void lseIsOptional(void** state) {
 }
 
 // Every kernel of the table that this device can run, by avoiding those seen before.
-static void everyKernelIsRight(void** state) {
-    (void)state;
+static void everyKernel(const Model* model) {
     // Splits of many blocks: the rows of a tile find new maxima at different blocks.
-    const Model model = MODEL(8, 1, 64, 64, 16, F16, F16, F16, true, 512, .flags = 0);
     const Batch batch = {7, {{17, 17}, {5, 600}, {1, 333}, {0, 50}, {3, 0}, {7, 3}, {2, 65}}, .gaps = true};
-    Problem problem = problemCreate(&model, &batch, 12, true);
+    Problem problem = problemCreate(model, &batch, 12, true);
     uint64_t avoid = 0;
     for (int kernels = 0;; kernels++) {
-        VkmqaAttentionCreateInfo info = attentionInfo(&model, VKMQA_TIER_AUTO);
+        VkmqaAttentionCreateInfo info = attentionInfo(model, VKMQA_TIER_AUTO);
         VkmqaAttention attention;
         info.avoidKernels = avoid;
         VkResult result = vkmqaCreateAttention(harness.context, &info, &attention); // no self-test: it hides
@@ -389,11 +387,23 @@ static void everyKernelIsRight(void** state) {
     problemDestroy(&problem);
 }
 
+static void everyKernelIsRight(void** state) {
+    (void)state;
+    const Model model = MODEL(8, 1, 64, 64, 16, F16, F16, F16, true, 512, .flags = 0);
+    everyKernel(&model);
+}
+
+static void everyKernelReadsBlocks(void** state) {
+    (void)state;
+    const Model model = MODEL(8, 1, 64, 64, 16, F16, Q8, Q4, true, 512, .flags = 0);
+    everyKernel(&model);
+}
+
 int main(void) {
     const struct CMUnitTest properties[] = {
         cmocka_unit_test(caseFilesPass),      cmocka_unit_test(longContextIsRight),
         cmocka_unit_test(scaleIsUsed),        cmocka_unit_test(lseIsOptional),
-        cmocka_unit_test(everyKernelIsRight),
+        cmocka_unit_test(everyKernelIsRight), cmocka_unit_test(everyKernelReadsBlocks),
     };
     struct CMUnitTest perShape[COUNT(shapes)];
     char names[COUNT(shapes)][160];

@@ -105,6 +105,26 @@ static void the_poorest_device_runs_all(void** state) {
     assert_non_null(strstr(problem.text, "storage buffers"));
 }
 
+// Intel's subgroups are as the kernels want them, where the driver lets them choose.
+static void intels_subgroups_are_chosen(void** state) {
+    (void)state;
+    struct VkmqaShape shape = shape_of(8, 1, 64);
+    for (uint32_t least = 8; least <= 32; least *= 2)
+        for (uint32_t most = least; most <= 32; most *= 2)
+            for (uint32_t control = 0; control < 2; ++control) {
+                struct VkmqaCaps caps = gpu();
+                struct VkmqaChoice choice;
+                struct VkmqaProblem problem;
+                caps.vendorId = 0x8086;
+                caps.subgroupSizeControl = control;
+                caps.minSubgroupSize = least;
+                caps.subgroupSize = caps.maxSubgroupSize = most;
+                assert_int_equal(vkmqa_select(&caps, &shape, NULL, &choice, &problem), VK_SUCCESS);
+                bool can = control && least <= 16 && most >= 16;
+                assert_int_equal(choice.candidates[0].subgroupSize, can ? 16 : most);
+            }
+}
+
 // A GPU's user is not sent to a driver that runs on the CPU, whose kernels come last in the table.
 static void refusals_name_what_this_device_lacks(void** state) {
     (void)state;
@@ -233,6 +253,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tier_follows_features),
         cmocka_unit_test(the_poorest_device_runs_all),
+        cmocka_unit_test(intels_subgroups_are_chosen),
         cmocka_unit_test(refusals_name_what_this_device_lacks),
         cmocka_unit_test(forced_tiers_are_kept_or_refused),
         cmocka_unit_test(matrices_take_many_rows),

@@ -389,6 +389,14 @@ static void anotherCacheRefuses(void** state) {
     info = fileInfo();
     count = SAVED - 1;
     assert_int_equal(vkmqaLoadSequences(world.cache, &info, &count, sequences), VK_INCOMPLETE);
+    info.path = NULL;
+    assert_int_equal(vkmqaLoadSequences(world.cache, &info, &count, sequences), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_int_equal(vkmqaSaveSequences(world.cache, 1, sequences, &info), VK_ERROR_VALIDATION_FAILED_EXT);
+    info = fileInfo();
+    assert_int_equal(vkmqaLoadSequences(world.cache, &info, NULL, sequences), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_int_equal(vkmqaSaveSequences(world.cache, 0, sequences, &info), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_int_equal(vkmqaSaveSequences(world.cache, 1, NULL, &info), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_non_null(strstr(harness.message, "give a sequence"));
     info.path = "/tmp/no/such/folder/file";
     assert_int_equal(vkmqaLoadSequences(world.cache, &info, &count, sequences), VK_ERROR_UNKNOWN);
     assert_non_null(strstr(harness.message, strerror(ENOENT)));

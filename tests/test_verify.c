@@ -60,6 +60,50 @@ static void goodKernelsPass(void** state) {
         }
 }
 
-static const struct CMUnitTest tests[] = {cmocka_unit_test(goodKernelsPass)};
+static void lock(void* userData, VkQueue queue) { (void)userData, (void)queue; }
+
+// What is missing is named, and nothing is submitted.
+static void badInfoIsRefused(void** state) {
+    (void)state;
+    const Model model = {.numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 64, .headDimV = 64, .k = ORACLE_F16,
+                         .v = ORACLE_F16, .maxSeqLenKv = 64};
+    VkmqaAttention attention;
+    REQUIRE(attentionCreate(&model, harness.tiers[0], &attention));
+    static uint32_t place[64];
+    const VkmqaVerifyInfo good = {.structSize = sizeof(good), .queue = (VkQueue)place, .mapped = place};
+    VkmqaVerifyInfo info;
+    uint64_t failed;
+#define REFUSES(call, word)                                                                        \
+    harness.message[0] = 0;                                                                        \
+    assert_int_equal((call), VK_ERROR_VALIDATION_FAILED_EXT);                                      \
+    if (!strstr(harness.message, word))                                                            \
+    fail_msg("\"%s\" does not speak of %s", harness.message, word)
+#define SPOILED(field, value, word)                                                                \
+    info = good;                                                                                   \
+    info.field = (value);                                                                          \
+    REFUSES(vkmqaVerifyAttention(attention, &info, &failed), word)
+    REFUSES(vkmqaVerifyAttention(attention, NULL, &failed), "info");
+    REFUSES(vkmqaVerifyAttention(attention, &good, NULL), "failedKernels is null");
+    SPOILED(structSize, 8, "info");
+    SPOILED(queue, NULL, "queue is null");
+    SPOILED(mapped, NULL, "mapped is null");
+    SPOILED(lockQueue, lock, "unlockQueue is null");
+    SPOILED(unlockQueue, lock, "lockQueue is null");
+    SPOILED(memory.size, 4, "memory.size is 4");
+    VkmqaBufferRequirements needs;
+    assert_int_equal(vkmqaGetVerifyRequirements(attention, NULL), VK_ERROR_VALIDATION_FAILED_EXT);
+    REQUIRE(vkmqaGetVerifyRequirements(attention, &needs));
+    VkmqaAttentionCreateInfo create = attentionInfo(&model, harness.tiers[0]);
+    VkmqaAttention made = attention;
+    REFUSES(vkmqaDeviceCreateAttention(harness.device, NULL, &made), "info is null");
+    assert_null(made);
+    REFUSES(vkmqaDeviceCreateAttention(harness.device, &create, NULL), "attention is null");
+    vkmqaDestroyAttention(attention);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(goodKernelsPass),
+    cmocka_unit_test(badInfoIsRefused),
+};
 
 HARNESS_MAIN(tests)
