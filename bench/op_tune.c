@@ -149,7 +149,6 @@ static void show(const Tuner* tuner, const CallKind* kind, const Choice* before,
 static BenchResult confirm(Tuner* tuner, const CallKind* kind, Choice* before, Choice* best) {
     Choice measured;
     BenchResult result = measureChoice(tuner, kind, NULL, true, 0, before);
-    before->split = before->workgroups = 0;
     if (result == BENCH_OK)
         result = measureChoice(tuner, kind, best, true, 0, &measured);
     if (result == BENCH_OK)
@@ -163,7 +162,7 @@ static BenchResult tuneKind(Tuner* tuner, const CallKind* kind, Choice* best) {
     static const uint32_t ofCpus[] = {8, 16, 32, 0}, ofGpus[] = {32, 64, 128, 256, 512, 1024, 2048, 0};
     bool cpu = tuner->session->properties.type == VK_PHYSICAL_DEVICE_TYPE_CPU;
     Choice before = {.kernel = ""}, measured, own = {.kernel = ""};
-    BenchResult result = measureChoice(tuner, kind, NULL, true, 0, &before);
+    BenchResult result = measureChoice(tuner, kind, NULL, false, 0, &before); // its name; its time is confirm's
     best->seconds = 0;
     for (uint32_t k = 0; k < tuner->kernelCount && result == BENCH_OK; k++) {
         Choice choice = tuner->start;

@@ -8,20 +8,34 @@ void vkmqa_problem_list(struct VkmqaProblem* problem, const char* format, va_lis
     vsnprintf(problem->text, sizeof problem->text, format, arguments);
 }
 
+void vkmqa_problem(struct VkmqaProblem* problem, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vkmqa_problem_list(problem, format, arguments);
+    va_end(arguments);
+}
+
+// structSize of a struct, 0 where it cannot be believed.
+static uint32_t read_size(const void* object, uint32_t minSize, const char* name, const char* remedy,
+                          struct VkmqaProblem* problem) {
+    uint32_t size = 0;
+    if (!object) {
+        vkmqa_problem(problem, "%s is null; give a %s", name, remedy);
+        return 0;
+    }
+    memcpy(&size, object, sizeof size);
+    if (size >= minSize)
+        return size;
+    vkmqa_problem(problem, "%s.structSize is %u; set it to sizeof of the struct, at least %u", name, size, minSize);
+    return 0;
+}
+
 bool vkmqa_read_struct(const void* given, void* known, uint32_t knownSize, uint32_t minSize,
                        const char* name, struct VkmqaProblem* problem) {
     memset(known, 0, knownSize);
-    if (!given) {
-        vkmqa_problem(problem, "%s is null; give a filled struct", name);
+    uint32_t size = read_size(given, minSize, name, "filled struct", problem);
+    if (!size)
         return false;
-    }
-    uint32_t size;
-    memcpy(&size, given, sizeof size);
-    if (size < minSize) {
-        vkmqa_problem(problem, "%s.structSize is %u; set it to sizeof of the struct, at least %u",
-                      name, size, minSize);
-        return false;
-    }
     // A size beyond any struct of this library's future is a mistake, not a newer caller.
     if (size > knownSize + 4096) {
         vkmqa_problem(problem, "%s.structSize is %u; set it to sizeof of the struct, here %u", name,
@@ -41,17 +55,9 @@ bool vkmqa_read_struct(const void* given, void* known, uint32_t knownSize, uint3
 
 bool vkmqa_open_output(void* output, uint32_t knownSize, uint32_t minSize, const char* name,
                        struct VkmqaProblem* problem) {
-    if (!output) {
-        vkmqa_problem(problem, "%s is null; give a struct to fill", name);
+    uint32_t size = read_size(output, minSize, name, "struct to fill", problem);
+    if (!size)
         return false;
-    }
-    uint32_t size;
-    memcpy(&size, output, sizeof size);
-    if (size < minSize) {
-        vkmqa_problem(problem, "%s.structSize is %u; set it to sizeof of the struct, at least %u",
-                      name, size, minSize);
-        return false;
-    }
     memset((char*)output + sizeof size, 0, (size < knownSize ? size : knownSize) - sizeof size);
     return true;
 }

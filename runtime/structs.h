@@ -17,7 +17,7 @@ void vkmqa_problem_list(struct VkmqaProblem* problem, const char* format, va_lis
 
 // Info structs grow at their end. Copies the known part of `given` into `known` (whose size is knownSize,
 // zeroing what an older caller does not give) and refuses a non-zero unknown tail. Both start with
-// structSize. minSize: the size of the struct's first published version.
+// structSize; of a size that cannot be believed `known` is all zero. minSize: the size of the struct's first published version.
 bool vkmqa_read_struct(const void* given, void* known, uint32_t knownSize, uint32_t minSize,
                        const char* name, struct VkmqaProblem* problem);
 // Checks an output struct's structSize: at least minSize. Clears what both sides know but structSize.

@@ -67,8 +67,9 @@ static bool read_info(const VkmqaCacheCreateInfo* info, struct VkmqaCache_T* pla
     plan->maxSeqLenKv = info->maxSeqLenKv         ? info->maxSeqLenKv
                         : room < shape->maxSeqLenKv ? (uint32_t)room
                                                     : shape->maxSeqLenKv;
-    const uint32_t mostBatch = plan->maxSequences < 1u << 20 ? plan->maxSequences : 1u << 20; // as vkmqa_make_limits
-    const uint32_t mostTokens = INT32_MAX / 2 / shape->numHeadsQ < 1u << 24 ? INT32_MAX / 2 / shape->numHeadsQ : 1u << 24;
+    const uint32_t mostBatch = plan->maxSequences < VKMQA_MAX_BATCH ? plan->maxSequences : VKMQA_MAX_BATCH;
+    const uint32_t mostQueries = vkmqa_most_queries(shape);
+    const uint32_t mostTokens = mostQueries < 1u << 24 ? mostQueries : 1u << 24;
     const struct {
         const char* name;
         uint64_t value, most;
@@ -180,10 +181,8 @@ static VkResult make_plan(const VkmqaCacheCreateInfo* given, const char* call, V
                           struct VkmqaCache_T* plan, struct Sizes* sizes) {
     struct VkmqaProblem problem;
     if (!vkmqa_read_struct(given, info, sizeof *info, sizeof *info, "info", &problem)) {
-        // The attention object is believed only in a struct that is newer than this library.
-        bool newer = given && given->structSize > sizeof *info && given->structSize <= sizeof *info + 4096;
-        return newer && vkmqa_is_attention(given->attention)
-                   ? vkmqa_fail(given->attention->context, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text)
+        return vkmqa_is_attention(info->attention) // read where only the tail is wrong
+                   ? vkmqa_fail(info->attention->context, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text)
                    : VK_ERROR_VALIDATION_FAILED_EXT; // nobody to tell
     }
     if (!vkmqa_is_attention(info->attention)) {

@@ -90,6 +90,9 @@ uint32_t vkmqa_scale_bytes(uint32_t headDim, VkmqaType type);
 bool vkmqa_has_fp8(const struct VkmqaShape* shape);
 bool vkmqa_make_shape(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* shape,
                       struct VkmqaProblem* problem);
+enum { VKMQA_MAX_BATCH = 1 << 20 }; // sequences of a step
+// Query tokens of a call: their rows are int32, twice over.
+static inline uint32_t vkmqa_most_queries(const struct VkmqaShape* shape) { return INT32_MAX / shape->numHeadsQ / 2; }
 // Fills the defaults of limits and checks them against the shape.
 bool vkmqa_make_limits(const struct VkmqaShape* shape, const VkmqaStepLimits* given,
                        VkmqaStepLimits* limits, struct VkmqaProblem* problem);

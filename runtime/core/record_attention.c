@@ -205,7 +205,7 @@ VkResult vkmqaCmdMergeStates(VkmqaAttention attention, VkCommandBuffer commandBu
         vkmqa_reject(&call, "%s", problem.text);
         return call.result;
     }
-    const uint32_t most = INT32_MAX / shape->numHeadsQ / 2;
+    const uint32_t most = vkmqa_most_queries(shape);
     if (info.parts == 0 || info.parts > 1024)
         vkmqa_reject(&call, "info.parts is %u; use 1 to 1024", info.parts);
     if (info.totalQ == 0 || info.totalQ > most)

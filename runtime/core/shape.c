@@ -3,15 +3,6 @@
 #include "internal.h"
 
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
-
-void vkmqa_problem(struct VkmqaProblem* problem, const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vkmqa_problem_list(problem, format, arguments);
-    va_end(arguments);
-}
 
 bool vkmqa_multiply(uint64_t a, uint64_t b, uint64_t* result) {
     if (a != 0 && b > UINT64_MAX / a)
@@ -231,14 +222,14 @@ bool vkmqa_make_shape(const VkmqaAttentionCreateInfo* info, struct VkmqaShape* s
 bool vkmqa_make_limits(const struct VkmqaShape* shape, const VkmqaStepLimits* given,
                        VkmqaStepLimits* limits, struct VkmqaProblem* problem) {
     *limits = *given;
-    if (limits->batch == 0 || limits->batch > 1u << 20) {
-        vkmqa_problem(problem, "limits.batch is %u; use the number of sequences, 1 to %u",
-                      limits->batch, 1u << 20);
+    if (limits->batch == 0 || limits->batch > VKMQA_MAX_BATCH) {
+        vkmqa_problem(problem, "limits.batch is %u; use the number of sequences, 1 to %d",
+                      limits->batch, VKMQA_MAX_BATCH);
         return false;
     }
-    if (limits->totalQ == 0 || limits->totalQ > INT32_MAX / shape->numHeadsQ / 2) {
+    if (limits->totalQ == 0 || limits->totalQ > vkmqa_most_queries(shape)) {
         vkmqa_problem(problem, "limits.totalQ is %u; use the query tokens of all sequences, 1 to %u",
-                      limits->totalQ, INT32_MAX / shape->numHeadsQ / 2);
+                      limits->totalQ, vkmqa_most_queries(shape));
         return false;
     }
     if (limits->maxSeqLenQ == 0)

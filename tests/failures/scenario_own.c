@@ -1,5 +1,6 @@
 #include "failures.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { HEADS_Q = 4, HEADS_KV = 2, DIM = 32, PAGE = 16, TOKENS = 5, PAGES = 16, PARTS = 2 };
@@ -29,6 +30,17 @@ static void fill(float* values, size_t count, float seed) {
         seed -= (float)(int)seed;
         values[i] = seed - 0.5f;
     }
+}
+
+// What is compared later must have been computed: all finite, and none of it as the memory was.
+static bool holdsNumbers(const uint8_t* bytes, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        float value;
+        memcpy(&value, bytes + 4 * i, 4);
+        if (!isfinite(value) || value == 0)
+            return false;
+    }
+    return true;
 }
 
 // One sequence of TOKENS tokens, a chain; of the drafts the second and third are kept.
@@ -143,6 +155,7 @@ void computeOn(Attempt* attempt, VkmqaDevice device) {
     memcpy(attempt->result + Q_BYTES, vkmqaGetMemoryPointer(b.lse), LSE_BYTES);
     memcpy(attempt->result + Q_BYTES + LSE_BYTES, vkmqaGetMemoryPointer(b.merged), Q_BYTES);
     attempt->resultSize = 2 * Q_BYTES + LSE_BYTES;
+    assert_true(holdsNumbers(attempt->result, attempt->resultSize / 4));
     // Once more in slices: compaction has moved rows, so the answer is another, but a known one.
     const VkmqaKv kv = {vkmqaGetMemoryRange(b.k, 0, 0), vkmqaGetMemoryRange(b.v, 0, 0), PAGES};
     const VkmqaAttentionInfo again = {.structSize = sizeof(again),
