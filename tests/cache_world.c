@@ -108,6 +108,14 @@ static void makeCache(World* world) {
         world->layers[i / 2][i % 2] = world->cache->memories[i];
 }
 
+// Products of f32, where none is asked for: checkAttention judges what the cache holds, not f16 operands.
+static VkmqaTier exactTier(void) {
+    for (uint32_t i = harness.tierCount; i-- > 0;)
+        if (harness.tiers[i] != VKMQA_TIER_COOPMAT)
+            return harness.tiers[i];
+    return VKMQA_TIER_AUTO;
+}
+
 void openWorld(World* world, const Kind* kind, uint64_t seed) {
     *world = (World){.kind = kind, .random = randomFor(harness.seed, seed, 5)};
     const VkmqaAttentionCreateInfo info = {
@@ -120,7 +128,7 @@ void openWorld(World* world, const Kind* kind, uint64_t seed) {
         .kType = types[kind->type],
         .pageSize = kind->pageSize,
         .maxSeqLenKv = MOST_TOKENS,
-        .tier = kind->tier,
+        .tier = kind->tier ? kind->tier : exactTier(),
         .ropeStyle = (VkmqaRopeStyle)kind->rope};
     REQUIRE(vkmqaCreateAttention(harness.context, &info, &world->attention));
     makeCache(world);

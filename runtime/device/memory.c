@@ -49,9 +49,15 @@ static VkResult allocate(VkmqaMemory memory, const char* call) {
         .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
         .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT,
     };
-    uint32_t candidates = requirements.memoryTypeBits;
+    uint32_t candidates = requirements.memoryTypeBits, local = 0; // types
     VkResult result = VK_ERROR_OUT_OF_DEVICE_MEMORY;
-    bool tried = false, triedLocal = false;
+    // A cache that quietly lay in host memory would be ten times slower than an error is clear.
+    for (uint32_t i = 0; memory->kind == VKMQA_MEMORY_DEVICE && i < properties->memoryTypeCount; i++)
+        if (properties->memoryTypes[i].propertyFlags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT)
+            local |= 1u << i;
+    if (candidates & local)
+        candidates &= local;
+    bool tried = false;
     for (;;) {
         uint32_t best = 0, bestScore = 0;
         for (uint32_t i = 0; i < properties->memoryTypeCount; i++) {
@@ -63,14 +69,9 @@ static VkResult allocate(VkmqaMemory memory, const char* call) {
                 bestScore = score;
             }
         }
-        bool local =
-            properties->memoryTypes[best].propertyFlags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
-        // A cache that quietly moved to host memory would be ten times slower than an error is
-        // clear.
-        if (!bestScore || (memory->kind == VKMQA_MEMORY_DEVICE && triedLocal && !local))
+        if (!bestScore)
             break;
         tried = true;
-        triedLocal |= local;
         VkMemoryAllocateInfo info = {
             .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
             .pNext = device->deviceAddresses ? &flags : NULL,

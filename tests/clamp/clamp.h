@@ -12,6 +12,7 @@ void layerRefusesLayouts(void** state);
 void layerRefusesTimestamps(void** state);
 void layerNeedsFlushes(void** state);
 void layerRefusesRanges(void** state);
+void layerRefusesQueues(void** state);
 // Of the library: its mapped memory needs no flushes.
 void mappedMemoryIsCoherent(void** state);
 

@@ -13,6 +13,12 @@
     X(vkCreatePipelineLayout)                                                                      \
     X(vkCreateDescriptorSetLayout)                                                                 \
     X(vkCmdWriteTimestamp)                                                                         \
+    X(vkQueueSubmit)                                                                               \
+    X(vkCmdBindPipeline)                                                                           \
+    X(vkCreateCommandPool)                                                                         \
+    X(vkDestroyCommandPool)                                                                        \
+    X(vkAllocateCommandBuffers)                                                                    \
+    X(vkBeginCommandBuffer)                                                                        \
     X(vkCmdCopyBuffer)                                                                             \
     X(vkGetPhysicalDeviceMemoryProperties)                                                         \
     X(vkCreateBuffer)                                                                              \
@@ -24,6 +30,8 @@
     X(vkMapMemory)                                                                                 \
     X(vkFlushMappedMemoryRanges)                                                                   \
     X(vkInvalidateMappedMemoryRanges)
+
+enum { BYTES = 1024, WORDS = BYTES / 4 }; // of a buffer
 
 static VkmqaDeviceHandles handles;
 #define POINTER(name) static PFN_##name name;
@@ -160,9 +168,65 @@ void layerRefusesTimestamps(void** state) {
     vkmqaDestroyCommands(commands);
 }
 
-// ---- Mapped memory -------------------------------------------------------------------------------
+// ---- Queues --------------------------------------------------------------------------------------
 
-enum { BYTES = 1024, WORDS = BYTES / 4 };
+static VkCommandBuffer copyCommands; // of the family of copies, recording
+
+static void submitTo(const void* queue) {
+    const VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1,
+                                 .pCommandBuffers = &copyCommands};
+    vkQueueSubmit(*(const VkQueue*)queue, 1, &submit, VK_NULL_HANDLE);
+}
+
+static void bindForCopies(const void* nothing) {
+    (void)nothing;
+    vkCmdBindPipeline(copyCommands, VK_PIPELINE_BIND_POINT_COMPUTE, VK_NULL_HANDLE);
+}
+
+static void copyUnshared(const void* buffer) {
+    vkCmdCopyBuffer(copyCommands, *(const VkBuffer*)buffer, *(const VkBuffer*)buffer, 1,
+                    &(VkBufferCopy){0, BYTES / 2, BYTES / 2});
+}
+
+static void createDeviceOfQueues(const void* family) {
+    const float priority = 1;
+    const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                           .queueFamilyIndex = *(const uint32_t*)family,
+                                           .queueCount = 1,
+                                           .pQueuePriorities = &priority};
+    const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO, .queueCreateInfoCount = 1,
+                                     .pQueueCreateInfos = &queue};
+    VkDevice device;
+    vkCreateDevice(handles.physicalDevice, &info, NULL, &device);
+}
+
+void layerRefusesQueues(void** state) {
+    (void)state;
+    const VkCommandPoolCreateInfo poolInfo = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                              .queueFamilyIndex = handles.transferFamily};
+    VkCommandPool pool;
+    REQUIRE(vkCreateCommandPool(handles.device, &poolInfo, NULL, &pool));
+    const VkCommandBufferAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                                  .commandPool = pool, .commandBufferCount = 1};
+    REQUIRE(vkAllocateCommandBuffers(handles.device, &allocate, &copyCommands));
+    const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+    REQUIRE(vkBeginCommandBuffer(copyCommands, &begin));
+    const VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                                     .size = BYTES,
+                                     .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+    VkBuffer buffer;
+    REQUIRE(vkCreateBuffer(handles.device, &info, NULL, &buffer));
+    expectEnd(submitTo, &handles.computeQueue);
+    expectEnd(bindForCopies, NULL);
+    expectEnd(copyUnshared, &buffer);
+    expectEnd(writeTimestamp, &copyCommands);
+    expectEnd(createDeviceOfQueues, &(uint32_t){3}); // of which there is none
+    expectEnd(createDeviceOfQueues, &(uint32_t){4});
+    vkDestroyBuffer(handles.device, buffer, NULL);
+    vkDestroyCommandPool(handles.device, pool, NULL);
+}
+
+// ---- Mapped memory -------------------------------------------------------------------------------
 
 // A buffer in visible memory that is not coherent.
 typedef struct Incoherent {

@@ -234,6 +234,59 @@ static const struct CMUnitTest heapTests[] = {
     cmocka_unit_test(memoryRunsOut), cmocka_unit_test(stagingRunsOut), cmocka_unit_test(cachesKeepToTheBudget),
 };
 
+// ---- card ----------------------------------------------------------------------------------------
+
+static void cardIsSeen(void** state) {
+    (void)state;
+    VkmqaDeviceHandles handles = {.structSize = sizeof(handles)};
+    REQUIRE(vkmqaGetDeviceHandles(harness.device, &handles));
+    assert_int_equal(harness.properties.type, VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU);
+    assert_int_equal(harness.properties.deviceMemory, 256 * MIB);
+    assert_int_equal(handles.computeFamily, 1); // not that of graphics
+    assert_int_equal(handles.transferFamily, 2);
+    assert_true(handles.transferQueue != handles.computeQueue);
+    assert_true(harness.properties.timestampPeriod > 0);
+}
+
+// The host's memory is no place for a cache, though it has room.
+static void cachesStayOnTheCard(void** state) {
+    (void)state;
+    VkmqaMemory first, second = NULL;
+    assert_int_equal(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DEVICE, 257 * MIB, &second),
+                     VK_ERROR_OUT_OF_DEVICE_MEMORY);
+    assert_null(second);
+    REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DEVICE, 200 * MIB, &first));
+    assert_int_equal(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DEVICE, 100 * MIB, &second),
+                     VK_ERROR_OUT_OF_DEVICE_MEMORY);
+    assert_null(second);
+    REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_UPLOAD, 257 * MIB, &second));
+    vkmqaDestroyMemory(second);
+    REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DOWNLOAD, 257 * MIB, &second));
+    vkmqaDestroyMemory(second);
+    vkmqaDestroyMemory(first);
+}
+
+// Uploads and downloads go through the queue of copies.
+static void copiesCrossQueues(void** state) {
+    (void)state;
+    enum { WORDS = 3 * MIB / 4 };
+    static uint32_t words[WORDS], back[WORDS];
+    VkmqaMemory memory;
+    REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DEVICE, sizeof(words), &memory));
+    assert_null(vkmqaGetMemoryPointer(memory));
+    for (uint32_t i = 0; i < WORDS; i++)
+        words[i] = i * 2654435761u;
+    REQUIRE(vkmqaUpload(memory, 0, words, sizeof(words)));
+    REQUIRE(vkmqaDownload(memory, 0, back, sizeof(back)));
+    assert_memory_equal(words, back, sizeof(words));
+    vkmqaDestroyMemory(memory);
+}
+
+static const struct CMUnitTest cardTests[] = {
+    cmocka_unit_test(cardIsSeen), cmocka_unit_test(cachesStayOnTheCard), cmocka_unit_test(copiesCrossQueues),
+    cmocka_unit_test(layerRefusesQueues),
+};
+
 int main(void) {
     const char* way = getenv("VKMQA_LAYER");
     const char* profile = way ? strchr(way, ':') : NULL;
@@ -254,6 +307,7 @@ int main(void) {
     PROFILE(alignment)
     PROFILE(timestampless)
     PROFILE(heap)
+    PROFILE(card)
     harnessClose();
     return failed != 0;
 }

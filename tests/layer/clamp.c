@@ -5,6 +5,8 @@
 //   alignment      storage buffers at multiples of 256; mapped memory is not coherent unless it is chosen to be
 //   timestampless  no timestamps on any queue
 //   heap           256 MiB of memory
+//   card           a discrete card: 256 MiB of memory that is not the host's, and queues of families of their own for
+//                  compute work and for copies (clamp_queues.c)
 #include "clamp.h"
 
 #include <stdarg.h>
@@ -21,6 +23,7 @@ static const ClampProfile profiles[] = {
     {.name = "alignment", .alignment = 256, .incoherent = true},
     {.name = "timestampless", .timestampless = true},
     {.name = "heap", .heapBytes = (VkDeviceSize)256 << 20},
+    {.name = "card", .card = true, .heapBytes = (VkDeviceSize)256 << 20},
 };
 
 const ClampProfile* clampProfile;
@@ -121,6 +124,8 @@ static void clampProperties(VkPhysicalDeviceProperties* properties) {
         limits->maxDescriptorSetStorageBuffers = 24;
         limits->maxPerStageResources = 128;
     }
+    if (clampProfile->card)
+        properties->deviceType = VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     if (clampProfile->storageBuffers)
         limits->maxPerStageDescriptorStorageBuffers = clampProfile->storageBuffers;
     if (clampProfile->alignment)
@@ -183,22 +188,6 @@ static VKAPI_ATTR VkResult VKAPI_CALL enumerateExtensions(VkPhysicalDevice devic
     return LAYER_NEXT_INSTANCE(vkEnumerateDeviceExtensionProperties)(device, layer, count, extensions);
 }
 
-// ---- Queues --------------------------------------------------------------------------------------
-
-static VKAPI_ATTR void VKAPI_CALL getFamilies(VkPhysicalDevice device, uint32_t* count,
-                                              VkQueueFamilyProperties* families) {
-    LAYER_NEXT_INSTANCE(vkGetPhysicalDeviceQueueFamilyProperties)(device, count, families);
-    for (uint32_t i = 0; families && clampProfile->timestampless && i < *count; i++)
-        families[i].timestampValidBits = 0;
-}
-
-static VKAPI_ATTR void VKAPI_CALL getFamilies2(VkPhysicalDevice device, uint32_t* count,
-                                               VkQueueFamilyProperties2* families) {
-    LAYER_NEXT_INSTANCE(vkGetPhysicalDeviceQueueFamilyProperties2)(device, count, families);
-    for (uint32_t i = 0; families && clampProfile->timestampless && i < *count; i++)
-        families[i].queueFamilyProperties.timestampValidBits = 0;
-}
-
 // ---- The device ----------------------------------------------------------------------------------
 
 static VkResult verdict; // on the device that is about to be made
@@ -256,7 +245,7 @@ static const VkDeviceCreateInfo* deviceInfo(VkPhysicalDevice device, const VkDev
     verdict = VK_SUCCESS;
     if (clampProfile->plain) // of other profiles the driver judges
         judgeDevice(device, info);
-    return info;
+    return clampQueueInfos(info);
 }
 
 static VkResult refuse(const char* entry) { return strcmp(entry, "vkCreateDevice") == 0 ? verdict : VK_SUCCESS; }
@@ -269,9 +258,9 @@ static const LayerEntry entries[] = {
     LAYER_ENTRY(vkGetPhysicalDeviceFeatures2, getFeatures2),
     LAYER_ENTRY(vkGetPhysicalDeviceFeatures2KHR, getFeatures2),
     LAYER_ENTRY(vkEnumerateDeviceExtensionProperties, enumerateExtensions),
-    LAYER_ENTRY(vkGetPhysicalDeviceQueueFamilyProperties, getFamilies),
-    LAYER_ENTRY(vkGetPhysicalDeviceQueueFamilyProperties2, getFamilies2),
-    LAYER_ENTRY(vkGetPhysicalDeviceQueueFamilyProperties2KHR, getFamilies2),
+    LAYER_ENTRY(vkGetPhysicalDeviceQueueFamilyProperties, clampFamilies),
+    LAYER_ENTRY(vkGetPhysicalDeviceQueueFamilyProperties2, clampFamilies2),
+    LAYER_ENTRY(vkGetPhysicalDeviceQueueFamilyProperties2KHR, clampFamilies2),
     LAYER_ENTRY(vkGetPhysicalDeviceMemoryProperties, clampMemoryProperties),
     LAYER_ENTRY(vkGetPhysicalDeviceMemoryProperties2, clampMemoryProperties2),
     LAYER_ENTRY(vkGetPhysicalDeviceMemoryProperties2KHR, clampMemoryProperties2),
@@ -291,6 +280,14 @@ static const LayerEntry entries[] = {
     LAYER_ENTRY(vkCreatePipelineLayout, clampPipelineLayout),
     LAYER_ENTRY(vkUpdateDescriptorSets, clampDescriptors),
     LAYER_ENTRY(vkCmdPushDescriptorSetKHR, clampPushDescriptors),
+    LAYER_ENTRY(vkGetDeviceQueue, clampGetQueue),
+    LAYER_ENTRY(vkQueueSubmit, clampSubmit),
+    LAYER_ENTRY(vkQueueWaitIdle, clampWaitIdle),
+    LAYER_ENTRY(vkCreateCommandPool, clampCreatePool),
+    LAYER_ENTRY(vkAllocateCommandBuffers, clampCommandBuffers),
+    LAYER_ENTRY(vkCreateBuffer, clampCreateBuffer),
+    LAYER_ENTRY(vkCmdCopyBuffer, clampCopy),
+    LAYER_ENTRY(vkCmdBindPipeline, clampBindPipeline),
     LAYER_ENTRY(vkCmdWriteTimestamp, clampTimestamp),
 };
 

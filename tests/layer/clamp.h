@@ -2,6 +2,7 @@
 // not shown to who asks, refused to who enables it, and ends the program of who uses it all the same.
 //   clamp.c          the profiles, what is shown of them, and which device may be made
 //   clamp_memory.c   heaps and types of memory
+//   clamp_queues.c   families of queues
 //   clamp_use.c      what is handed to the device: shaders (clamp_spirv.c reads them), descriptors, layouts
 #ifndef LAYER_CLAMP_H
 #define LAYER_CLAMP_H
@@ -16,7 +17,8 @@ typedef struct ClampProfile {
     VkDeviceSize alignment;        // minStorageBufferOffsetAlignment, nonCoherentAtomSize
     bool incoherent;               // four types of memory, of which one is visible and coherent, two only visible
     bool timestampless;
-    VkDeviceSize heapBytes;
+    VkDeviceSize heapBytes;        // of memory of the device's own
+    bool card;                     // another heap for the host's memory, three families of queues
 } ClampProfile;
 
 extern const ClampProfile* clampProfile;   // the active one
@@ -55,6 +57,21 @@ VKAPI_ATTR void VKAPI_CALL clampDescriptors(VkDevice, uint32_t writeCount, const
                                             uint32_t copyCount, const VkCopyDescriptorSet*);
 VKAPI_ATTR void VKAPI_CALL clampPushDescriptors(VkCommandBuffer, VkPipelineBindPoint, VkPipelineLayout, uint32_t set,
                                                 uint32_t count, const VkWriteDescriptorSet*);
+
+// clamp_queues.c
+const VkDeviceCreateInfo* clampQueueInfos(const VkDeviceCreateInfo*); // as the driver is to see it
+VKAPI_ATTR void VKAPI_CALL clampFamilies(VkPhysicalDevice, uint32_t* count, VkQueueFamilyProperties*);
+VKAPI_ATTR void VKAPI_CALL clampFamilies2(VkPhysicalDevice, uint32_t* count, VkQueueFamilyProperties2*);
+VKAPI_ATTR void VKAPI_CALL clampGetQueue(VkDevice, uint32_t family, uint32_t index, VkQueue*);
+VKAPI_ATTR VkResult VKAPI_CALL clampSubmit(VkQueue, uint32_t count, const VkSubmitInfo*, VkFence);
+VKAPI_ATTR VkResult VKAPI_CALL clampWaitIdle(VkQueue);
+VKAPI_ATTR VkResult VKAPI_CALL clampCreatePool(VkDevice, const VkCommandPoolCreateInfo*, const VkAllocationCallbacks*,
+                                               VkCommandPool*);
+VKAPI_ATTR VkResult VKAPI_CALL clampCommandBuffers(VkDevice, const VkCommandBufferAllocateInfo*, VkCommandBuffer*);
+VKAPI_ATTR VkResult VKAPI_CALL clampCreateBuffer(VkDevice, const VkBufferCreateInfo*, const VkAllocationCallbacks*,
+                                                 VkBuffer*);
+VKAPI_ATTR void VKAPI_CALL clampCopy(VkCommandBuffer, VkBuffer from, VkBuffer to, uint32_t count, const VkBufferCopy*);
+VKAPI_ATTR void VKAPI_CALL clampBindPipeline(VkCommandBuffer, VkPipelineBindPoint, VkPipeline);
 VKAPI_ATTR void VKAPI_CALL clampTimestamp(VkCommandBuffer, VkPipelineStageFlagBits, VkQueryPool, uint32_t query);
 
 #endif

@@ -7,17 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HIDDEN, WRITTEN, READ, COHERENT, TYPES, MAX_ALLOCATIONS = 4096, PAGE = 4096, STALE = 0xA5 };
+enum { MAX_ALLOCATIONS = 4096, PAGE = 4096, STALE = 0xA5 };
+enum { LOCAL = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, VISIBLE = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT,
+       COHERENT = VK_MEMORY_PROPERTY_HOST_COHERENT_BIT, CACHED = VK_MEMORY_PROPERTY_HOST_CACHED_BIT };
 
-static const VkMemoryPropertyFlags typeFlags[TYPES] = {
-    [HIDDEN] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
-    // Nothing is faster to write to, or to read from, for who forgets one bit.
-    [WRITTEN] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT,
-    [READ] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
-             VK_MEMORY_PROPERTY_HOST_CACHED_BIT,
-    [COHERENT] = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
-                 VK_MEMORY_PROPERTY_HOST_COHERENT_BIT,
-};
+// Nothing is faster to write to, or to read from, for who forgets one bit.
+static const VkMemoryType incoherentTypes[] = {
+    {LOCAL, 0}, {LOCAL | VISIBLE, 0}, {LOCAL | VISIBLE | CACHED, 0}, {LOCAL | VISIBLE | COHERENT, 0}};
+// Its own memory, the host's, and a window of the host's into its own.
+static const VkMemoryType cardTypes[] = {
+    {LOCAL, 0}, {VISIBLE | COHERENT, 1}, {VISIBLE | COHERENT | CACHED, 1}, {LOCAL | VISIBLE | COHERENT, 0}};
 
 typedef struct Allocation {
     VkDeviceMemory memory;
@@ -31,24 +30,31 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static Allocation allocations[MAX_ALLOCATIONS];
 static uint32_t allocationCount;
 static VkDeviceSize used[VK_MAX_MEMORY_HEAPS];
-static uint32_t driverHeaps[VK_MAX_MEMORY_TYPES]; // of each type
+static VkPhysicalDeviceMemoryProperties shown; // to who asked last
 
 // ---- What there is -------------------------------------------------------------------------------
 
-static void clampMemory(VkPhysicalDeviceMemoryProperties* memory) {
-    for (uint32_t i = 0; i < memory->memoryTypeCount; i++)
-        driverHeaps[i] = memory->memoryTypes[i].heapIndex;
-    for (uint32_t i = 0; clampProfile->heapBytes && i < memory->memoryHeapCount; i++)
-        if (memory->memoryHeaps[i].size > clampProfile->heapBytes)
-            memory->memoryHeaps[i].size = clampProfile->heapBytes;
-    if (!clampProfile->incoherent)
-        return;
-    const VkMemoryPropertyFlags needed = typeFlags[COHERENT] | typeFlags[READ];
+static void showTypes(VkPhysicalDeviceMemoryProperties* memory, const VkMemoryType* types, uint32_t count) {
+    const VkMemoryPropertyFlags needed = LOCAL | VISIBLE | COHERENT | CACHED;
     if (memory->memoryTypeCount != 1 || (memory->memoryTypes[0].propertyFlags & needed) != needed)
         clampBroken("the profile is for drivers whose only type of memory can do everything");
-    memory->memoryTypeCount = TYPES;
-    for (uint32_t i = 0; i < TYPES; i++)
-        memory->memoryTypes[i] = (VkMemoryType){typeFlags[i], 0};
+    memory->memoryTypeCount = count;
+    memcpy(memory->memoryTypes, types, count * sizeof(*types));
+}
+
+static void clampMemory(VkPhysicalDeviceMemoryProperties* memory) {
+    if (clampProfile->card) {
+        memory->memoryHeapCount = 2;
+        memory->memoryHeaps[1] = (VkMemoryHeap){memory->memoryHeaps[0].size, 0};
+        showTypes(memory, cardTypes, sizeof(cardTypes) / sizeof(cardTypes[0]));
+    } else if (clampProfile->incoherent) {
+        showTypes(memory, incoherentTypes, sizeof(incoherentTypes) / sizeof(incoherentTypes[0]));
+    }
+    for (uint32_t i = 0; clampProfile->heapBytes && i < memory->memoryHeapCount; i++)
+        if ((memory->memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) &&
+            memory->memoryHeaps[i].size > clampProfile->heapBytes)
+            memory->memoryHeaps[i].size = clampProfile->heapBytes;
+    shown = *memory;
 }
 
 VKAPI_ATTR void VKAPI_CALL clampMemoryProperties(VkPhysicalDevice device, VkPhysicalDeviceMemoryProperties* memory) {
@@ -71,8 +77,8 @@ VKAPI_ATTR void VKAPI_CALL clampMemoryProperties2(VkPhysicalDevice device, VkPhy
 }
 
 static void clampRequirements(VkMemoryRequirements* requirements) {
-    if (clampProfile->incoherent)
-        requirements->memoryTypeBits = (1u << TYPES) - 1;
+    if (clampProfile->incoherent || clampProfile->card)
+        requirements->memoryTypeBits = (1u << shown.memoryTypeCount) - 1;
 }
 
 VKAPI_ATTR void VKAPI_CALL clampBufferRequirements(VkDevice device, VkBuffer buffer,
@@ -98,16 +104,18 @@ static Allocation* find(VkDeviceMemory memory) {
 }
 
 static bool fits(uint32_t heap, VkDeviceSize size) {
-    return !clampProfile->heapBytes || size <= clampProfile->heapBytes - used[heap];
+    return !clampProfile->heapBytes || size <= shown.memoryHeaps[heap].size - used[heap];
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL clampAllocate(VkDevice device, const VkMemoryAllocateInfo* info,
                                              const VkAllocationCallbacks* allocator, VkDeviceMemory* memory) {
     VkMemoryAllocateInfo real = *info;
-    if (clampProfile->incoherent)
+    if (info->memoryTypeIndex >= shown.memoryTypeCount)
+        clampBroken("vkAllocateMemory: there is no type %u of memory", info->memoryTypeIndex);
+    if (clampProfile->incoherent || clampProfile->card)
         real.memoryTypeIndex = 0;
     pthread_mutex_lock(&mutex);
-    uint32_t heap = driverHeaps[real.memoryTypeIndex];
+    uint32_t heap = shown.memoryTypes[info->memoryTypeIndex].heapIndex;
     VkResult result = fits(heap, info->allocationSize) ? VK_SUCCESS : VK_ERROR_OUT_OF_DEVICE_MEMORY;
     if (result == VK_SUCCESS)
         result = LAYER_NEXT(vkAllocateMemory)(device, &real, allocator, memory);
@@ -140,13 +148,14 @@ VKAPI_ATTR VkResult VKAPI_CALL clampMap(VkDevice device, VkDeviceMemory memory, 
                                         VkMemoryMapFlags flags, void** data) {
     pthread_mutex_lock(&mutex);
     Allocation* allocation = find(memory);
-    uint32_t type = clampProfile->incoherent ? allocation->type : COHERENT;
+    VkMemoryPropertyFlags flagsOfType = shown.memoryTypes[allocation->type].propertyFlags;
+    bool coherent = flagsOfType & COHERENT;
     void *real = NULL, *shadow = NULL;
-    if (type == HIDDEN)
+    if (!(flagsOfType & VISIBLE))
         clampBroken("vkMapMemory: memory of type %u is not visible to the host", allocation->type);
-    VkResult result = LAYER_NEXT(vkMapMemory)(device, memory, type == COHERENT ? offset : 0,
-                                              type == COHERENT ? size : VK_WHOLE_SIZE, flags, &real);
-    if (result == VK_SUCCESS && type != COHERENT) {
+    VkResult result = LAYER_NEXT(vkMapMemory)(device, memory, coherent ? offset : 0,
+                                              coherent ? size : VK_WHOLE_SIZE, flags, &real);
+    if (result == VK_SUCCESS && !coherent) {
         if (posix_memalign(&shadow, PAGE, allocation->size))
             abort();
         memset(shadow, STALE, allocation->size); // what the host sees before it invalidates

@@ -152,10 +152,3 @@ VKAPI_ATTR void VKAPI_CALL clampPushDescriptors(VkCommandBuffer commands, VkPipe
     checkWrites("vkCmdPushDescriptorSetKHR", count, writes);
     LAYER_NEXT(vkCmdPushDescriptorSetKHR)(commands, point, layout, set, count, writes);
 }
-
-VKAPI_ATTR void VKAPI_CALL clampTimestamp(VkCommandBuffer commands, VkPipelineStageFlagBits stage, VkQueryPool pool,
-                                          uint32_t query) {
-    if (clampProfile->timestampless)
-        clampBroken("vkCmdWriteTimestamp on a queue without timestamps");
-    LAYER_NEXT(vkCmdWriteTimestamp)(commands, stage, pool, query);
-}

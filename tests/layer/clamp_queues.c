@@ -1,0 +1,182 @@
+// Families of queues. A card has three that can be used: of graphics, of compute work, of copies. The driver has one queue
+// for all of it; the queue of copies is an object of the layer's own. What the layer judges: command buffers go to queues
+// of their family, copies' buffers are shared between the families, and the queue of copies gets no kernel.
+#include "clamp.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+enum { GRAPHICS, COMPUTE, COPIES, EMPTY, FAMILIES, MAX_OBJECTS = 1 << 16 };
+
+static const VkQueueFamilyProperties cardFamilies[FAMILIES] = {
+    [GRAPHICS] = {.queueFlags = VK_QUEUE_GRAPHICS_BIT | VK_QUEUE_COMPUTE_BIT | VK_QUEUE_TRANSFER_BIT,
+                  .queueCount = 1,
+                  .timestampValidBits = 64},
+    [COMPUTE] = {.queueFlags = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_TRANSFER_BIT, .queueCount = 1, .timestampValidBits = 64},
+    [COPIES] = {.queueFlags = VK_QUEUE_TRANSFER_BIT | VK_QUEUE_SPARSE_BINDING_BIT, .queueCount = 1},
+    [EMPTY] = {.queueFlags = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_TRANSFER_BIT, .timestampValidBits = 64},
+};
+
+VKAPI_ATTR void VKAPI_CALL clampFamilies(VkPhysicalDevice device, uint32_t* count, VkQueueFamilyProperties* families) {
+    if (clampProfile->card) {
+        if (families && *count > FAMILIES)
+            *count = FAMILIES;
+        for (uint32_t i = 0; families && i < *count; i++)
+            families[i] = cardFamilies[i];
+        if (!families)
+            *count = FAMILIES;
+        return;
+    }
+    LAYER_NEXT_INSTANCE(vkGetPhysicalDeviceQueueFamilyProperties)(device, count, families);
+    for (uint32_t i = 0; families && clampProfile->timestampless && i < *count; i++)
+        families[i].timestampValidBits = 0;
+}
+
+VKAPI_ATTR void VKAPI_CALL clampFamilies2(VkPhysicalDevice device, uint32_t* count,
+                                          VkQueueFamilyProperties2* families) {
+    VkQueueFamilyProperties plain[FAMILIES];
+    uint32_t room = families && *count < FAMILIES ? *count : FAMILIES;
+    clampFamilies(device, &room, families ? plain : NULL);
+    for (uint32_t i = 0; families && i < room; i++)
+        families[i].queueFamilyProperties = plain[i];
+    *count = room;
+}
+
+// ---- Objects and their families --------------------------------------------------------------------
+
+typedef struct Object {
+    const void* handle;
+    uint32_t family; // of a buffer: COPIES where it is shared
+} Object;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static Object objects[MAX_OBJECTS];
+static uint32_t objectCount;
+
+// Handles come back, for other objects.
+static void remember(const void* handle, uint32_t family) {
+    pthread_mutex_lock(&mutex);
+    uint32_t i = 0;
+    while (i < objectCount && objects[i].handle != handle)
+        i++;
+    if (i == MAX_OBJECTS)
+        clampBroken("more than %d objects", MAX_OBJECTS);
+    objects[i] = (Object){handle, family};
+    if (i == objectCount)
+        objectCount++;
+    pthread_mutex_unlock(&mutex);
+}
+
+static uint32_t familyOf(const void* handle) {
+    uint32_t family = FAMILIES;
+    pthread_mutex_lock(&mutex);
+    for (uint32_t i = 0; i < objectCount; i++)
+        if (objects[i].handle == handle)
+            family = objects[i].family;
+    pthread_mutex_unlock(&mutex);
+    return family;
+}
+
+// ---- Queues ----------------------------------------------------------------------------------------
+
+static struct {
+    void* loader; // the loader's: what a call goes through
+    VkQueue real;
+} copyQueue;
+
+const VkDeviceCreateInfo* clampQueueInfos(const VkDeviceCreateInfo* info) {
+    static VkDeviceCreateInfo real; // device creation is one at a time in these tests
+    static VkDeviceQueueCreateInfo queue;
+    if (!clampProfile->card)
+        return info;
+    for (uint32_t i = 0; i < info->queueCreateInfoCount; i++) {
+        uint32_t family = info->pQueueCreateInfos[i].queueFamilyIndex;
+        if (family >= FAMILIES || info->pQueueCreateInfos[i].queueCount > cardFamilies[family].queueCount)
+            clampBroken("vkCreateDevice: %u queues of family %u", info->pQueueCreateInfos[i].queueCount, family);
+    }
+    real = *info;
+    queue = info->pQueueCreateInfos[0];
+    queue.queueFamilyIndex = 0;
+    real.queueCreateInfoCount = 1;
+    real.pQueueCreateInfos = &queue;
+    return &real;
+}
+
+VKAPI_ATTR void VKAPI_CALL clampGetQueue(VkDevice device, uint32_t family, uint32_t index, VkQueue* queue) {
+    LAYER_NEXT(vkGetDeviceQueue)(device, clampProfile->card ? 0 : family, index, queue);
+    if (!clampProfile->card || family != COPIES)
+        return;
+    copyQueue.loader = *(void**)*queue;
+    copyQueue.real = *queue;
+    *queue = (VkQueue)&copyQueue;
+}
+
+static bool isCopyQueue(VkQueue queue) { return queue == (VkQueue)&copyQueue; }
+
+VKAPI_ATTR VkResult VKAPI_CALL clampSubmit(VkQueue queue, uint32_t count, const VkSubmitInfo* submits, VkFence fence) {
+    for (uint32_t i = 0; clampProfile->card && i < count; i++)
+        for (uint32_t j = 0; j < submits[i].commandBufferCount; j++)
+            if ((familyOf(submits[i].pCommandBuffers[j]) == COPIES) != isCopyQueue(queue))
+                clampBroken("vkQueueSubmit: a command buffer of family %u, to a queue of another",
+                            familyOf(submits[i].pCommandBuffers[j]));
+    return LAYER_NEXT(vkQueueSubmit)(isCopyQueue(queue) ? copyQueue.real : queue, count, submits, fence);
+}
+
+VKAPI_ATTR VkResult VKAPI_CALL clampWaitIdle(VkQueue queue) {
+    return LAYER_NEXT(vkQueueWaitIdle)(isCopyQueue(queue) ? copyQueue.real : queue);
+}
+
+VKAPI_ATTR VkResult VKAPI_CALL clampCreatePool(VkDevice device, const VkCommandPoolCreateInfo* info,
+                                               const VkAllocationCallbacks* allocator, VkCommandPool* pool) {
+    VkCommandPoolCreateInfo real = *info;
+    if (clampProfile->card)
+        real.queueFamilyIndex = 0;
+    VkResult result = LAYER_NEXT(vkCreateCommandPool)(device, &real, allocator, pool);
+    if (clampProfile->card && result == VK_SUCCESS)
+        remember((const void*)*pool, info->queueFamilyIndex);
+    return result;
+}
+
+VKAPI_ATTR VkResult VKAPI_CALL clampCommandBuffers(VkDevice device, const VkCommandBufferAllocateInfo* info,
+                                                   VkCommandBuffer* commandBuffers) {
+    VkResult result = LAYER_NEXT(vkAllocateCommandBuffers)(device, info, commandBuffers);
+    for (uint32_t i = 0; clampProfile->card && result == VK_SUCCESS && i < info->commandBufferCount; i++)
+        remember(commandBuffers[i], familyOf((const void*)info->commandPool));
+    return result;
+}
+
+// ---- What families may do --------------------------------------------------------------------------
+
+VKAPI_ATTR VkResult VKAPI_CALL clampCreateBuffer(VkDevice device, const VkBufferCreateInfo* info,
+                                                 const VkAllocationCallbacks* allocator, VkBuffer* buffer) {
+    VkBufferCreateInfo real = *info;
+    bool shared = false;
+    for (uint32_t i = 0; info->sharingMode == VK_SHARING_MODE_CONCURRENT && i < info->queueFamilyIndexCount; i++)
+        shared |= info->pQueueFamilyIndices[i] == COPIES;
+    if (clampProfile->card)
+        real.sharingMode = VK_SHARING_MODE_EXCLUSIVE;
+    VkResult result = LAYER_NEXT(vkCreateBuffer)(device, &real, allocator, buffer);
+    if (clampProfile->card && result == VK_SUCCESS)
+        remember((const void*)*buffer, shared ? COPIES : COMPUTE);
+    return result;
+}
+
+VKAPI_ATTR void VKAPI_CALL clampCopy(VkCommandBuffer commands, VkBuffer from, VkBuffer to, uint32_t count,
+                                     const VkBufferCopy* regions) {
+    if (clampProfile->card && familyOf(commands) == COPIES &&
+        (familyOf((const void*)from) != COPIES || familyOf((const void*)to) != COPIES))
+        clampBroken("vkCmdCopyBuffer: a buffer that is not shared with the family of copies");
+    LAYER_NEXT(vkCmdCopyBuffer)(commands, from, to, count, regions);
+}
+
+VKAPI_ATTR void VKAPI_CALL clampBindPipeline(VkCommandBuffer commands, VkPipelineBindPoint point, VkPipeline pipeline) {
+    if (clampProfile->card && familyOf(commands) == COPIES)
+        clampBroken("vkCmdBindPipeline: the family of copies has no compute work");
+    LAYER_NEXT(vkCmdBindPipeline)(commands, point, pipeline);
+}
+
+VKAPI_ATTR void VKAPI_CALL clampTimestamp(VkCommandBuffer commands, VkPipelineStageFlagBits stage, VkQueryPool pool,
+                                          uint32_t query) {
+    if (clampProfile->timestampless || (clampProfile->card && familyOf(commands) == COPIES))
+        clampBroken("vkCmdWriteTimestamp on a queue without timestamps");
+    LAYER_NEXT(vkCmdWriteTimestamp)(commands, stage, pool, query);
+}
