@@ -212,9 +212,13 @@ static void createDevice(Engine* engine, bool featureless) {
     GetPhysicalDeviceQueueFamilyProperties(engine->physicalDevice, &count, NULL);
     count = count < COUNT(families) ? count : (uint32_t)COUNT(families);
     GetPhysicalDeviceQueueFamilyProperties(engine->physicalDevice, &count, families);
-    while (engine->family < count && !(families[engine->family].queueFlags & VK_QUEUE_COMPUTE_BIT))
-        engine->family++;
+    engine->family = count;
+    for (uint32_t i = 0; i < count; i++) // of compute work beside the graphics, where there is one
+        if ((families[i].queueFlags & VK_QUEUE_COMPUTE_BIT) && families[i].queueCount &&
+            (engine->family == count || !(families[i].queueFlags & VK_QUEUE_GRAPHICS_BIT)))
+            engine->family = i;
     assert_true(engine->family < count);
+    engine->timestamps = families[engine->family].timestampValidBits > 0;
     const float priority = 1;
     const VkDeviceQueueCreateInfo queue = {
         .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,

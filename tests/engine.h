@@ -13,6 +13,7 @@ typedef struct Engine {
     VkDevice device;
     VkQueue queue;
     uint32_t family, apiVersion;
+    bool timestamps; // the family has them
     PFN_vkGetInstanceProcAddr getInstanceProcAddr; // the engine's
     VkmqaDeviceRequirements requirements;          // what the device was created with
     VkAllocationCallbacks allocator;               // counts

@@ -33,12 +33,14 @@ vkmqa_quick(replay replay VKMQA_TEST_TIERS=portable "VKMQA_TEST_FILTER=decoding*
 vkmqa_quick(slices slices VKMQA_TEST_TIERS=cpu)
 vkmqa_quick(cache cache VKMQA_TEST_OPERATIONS=10)
 vkmqa_quick(cache_api cache_api)
+vkmqa_quick(cache_prefix cache_prefix)
 vkmqa_quick(snapshot snapshot "VKMQA_TEST_FILTER=forgery*")
 vkmqa_quick(tuning tuning)
 vkmqa_quick(verify verify)
 vkmqa_quick(import import VKMQA_TEST_TIERS=cpu)
 vkmqa_quick(api api)
 vkmqa_quick(api_features api_features)
+vkmqa_quick(api_runtime api_runtime)
 
 # What has to be built for them.
 get_property(quickTargets GLOBAL PROPERTY vkmqa_quick_targets)

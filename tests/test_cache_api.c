@@ -1,95 +1,5 @@
 // The cache layer's calls with bad input: an error code, a message that names field and value, nothing changed.
-// And what its pages promise: a thousand conversations hold their common prompt once.
-#include "harness.h"
-
-#include "cache/cache.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-static const VkResult INVALID = VK_ERROR_VALIDATION_FAILED_EXT;
-
-enum { PAGE = 16, PAGES = 24, LAYERS = 2 };
-
-static VkmqaAttention attention; // of all tests: GQA 4:2, d 32, f16, rope
-
-static int createAttention(void** state) {
-    (void)state;
-    const VkmqaAttentionCreateInfo info = {.structSize = sizeof(info),
-                                           .flags = VKMQA_ATTENTION_CAUSAL_BIT,
-                                           .numHeadsQ = 4,
-                                           .numHeadsKv = 2,
-                                           .headDimQk = 32,
-                                           .pageSize = PAGE,
-                                           .maxSeqLenKv = 4096,
-                                           .ropeStyle = VKMQA_ROPE_NEOX};
-    return vkmqaCreateAttention(harness.context, &info, &attention) != VK_SUCCESS;
-}
-static int destroyAttention(void** state) {
-    (void)state;
-    vkmqaDestroyAttention(attention);
-    return 0;
-}
-
-static VkmqaCacheCreateInfo goodInfo(void) {
-    return (VkmqaCacheCreateInfo){.structSize = sizeof(VkmqaCacheCreateInfo),
-                                  .attention = attention,
-                                  .numLayers = LAYERS,
-                                  .numPages = PAGES,
-                                  .maxSequences = 4,
-                                  .maxNewTokens = 64,
-                                  .hostPages = 8,
-                                  .device = harness.device};
-}
-
-static VkmqaCache makeCache(const VkmqaCacheCreateInfo* info) {
-    VkmqaCache cache;
-    REQUIRE(vkmqaCreateCache(info, &cache));
-    return cache;
-}
-
-static VkmqaSequence makeSequence(VkmqaCache cache) {
-    VkmqaSequence sequence;
-    REQUIRE(vkmqaCreateSequence(cache, NULL, &sequence, NULL));
-    return sequence;
-}
-
-// A step whose command buffer is left out.
-static void buildStep(VkmqaCache cache, const VkmqaStepBuildInfo* info, VkmqaCacheStep* step) {
-    REQUIRE(vkmqaBuildStep(cache, info, step));
-    cache->recordedSteps = cache->stepCount;
-}
-
-// Tokens without ids.
-static void grow(VkmqaCache cache, VkmqaSequence sequence, uint32_t count) {
-    while (count) {
-        const VkmqaSequenceTokens tokens = {sequence, count < 64 ? count : 64, NULL, NULL};
-        const VkmqaStepBuildInfo info = {.structSize = sizeof(info), .count = 1, .tokens = &tokens};
-        VkmqaCacheStep step = {.structSize = sizeof(step)};
-        buildStep(cache, &info, &step);
-        count -= tokens.newTokens;
-    }
-}
-
-static VkmqaCacheState stateOf(VkmqaCache cache) {
-    VkmqaCacheState state = {.structSize = sizeof(state)};
-    REQUIRE(vkmqaGetCacheState(cache, &state));
-    return state;
-}
-
-static void expect(VkResult got, VkResult wanted, const char* word, const char* what) {
-    if (got != wanted)
-        fail_msg("%s: VkResult %d, should be %d (%s)", what, got, wanted, harness.message);
-    if (word && !strstr(harness.message, word))
-        fail_msg("%s: the message does not speak of %s: \"%s\"", what, word, harness.message);
-}
-#define FAILS(wanted, call, word)                                                                  \
-    do {                                                                                           \
-        harness.message[0] = 0;                                                                    \
-        expect((call), (wanted), (word), #call);                                                   \
-    } while (0)
-#define REJECTS(call, word) FAILS(INVALID, call, word)
+#include "cache_fixture.h"
 
 // ---- Creation --------------------------------------------------------------------------------------
 
@@ -102,22 +12,22 @@ static void creationRejectsBadInput(void** state) {
     info.field = (value);                                                                          \
     FAILS(wanted, vkmqaCreateCache(&info, &cache), word);                                          \
     assert_null(cache)
-    SPOILED(INVALID, structSize, 8, NULL);
-    SPOILED(INVALID, attention, NULL, NULL);
-    SPOILED(INVALID, attention, (VkmqaAttention)harness.context, NULL);
-    SPOILED(INVALID, numLayers, 0, "numLayers is 0");
-    SPOILED(INVALID, numLayers, 5000, "numLayers is 5000");
-    SPOILED(INVALID, numPages, 0, "numPages is 0");
-    SPOILED(INVALID, numPages, UINT32_MAX, "numPages is 4294967295");
-    SPOILED(INVALID, maxBatch, 5, "maxBatch is 5");
-    SPOILED(INVALID, maxNewTokens, 3, "maxNewTokens is 3");
-    SPOILED(INVALID, maxSeqLenKv, 4097, "maxSeqLenKv is 4097");
-    SPOILED(INVALID, stepsInFlight, 65, "stepsInFlight is 65");
-    SPOILED(INVALID, flags, 0x80, "flags is 0x80");
-    SPOILED(INVALID, device, NULL, "hostPages is 8");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, structSize, 8, NULL);
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, attention, NULL, NULL);
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, attention, (VkmqaAttention)harness.context, NULL);
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, numLayers, 0, "numLayers is 0");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, numLayers, 5000, "numLayers is 5000");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, numPages, 0, "numPages is 0");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, numPages, UINT32_MAX, "numPages is 4294967295");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, maxBatch, 5, "maxBatch is 5");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, maxNewTokens, 3, "maxNewTokens is 3");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, maxSeqLenKv, 4097, "maxSeqLenKv is 4097");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, stepsInFlight, 65, "stepsInFlight is 65");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, flags, 0x80, "flags is 0x80");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, device, NULL, "hostPages is 8");
     info = goodInfo();
     REJECTS(vkmqaCreateCache(&info, NULL), "cache is null");
-    assert_int_equal(vkmqaCreateCache(NULL, &cache), INVALID);
+    assert_int_equal(vkmqaCreateCache(NULL, &cache), VK_ERROR_VALIDATION_FAILED_EXT);
     VkmqaCacheRequirements needed = {.structSize = 4};
     REJECTS(vkmqaGetCacheRequirements(&info, &needed), "requirements");
 
@@ -125,7 +35,7 @@ static void creationRejectsBadInput(void** state) {
     const VkmqaAttentionCreateInfo plain = {.structSize = sizeof(plain), .numHeadsQ = 2, .numHeadsKv = 1,
                                             .headDimQk = 32, .maxSeqLenKv = 64};
     REQUIRE(vkmqaCreateAttention(harness.context, &plain, &contiguous));
-    SPOILED(INVALID, attention, contiguous, "pageSize 0");
+    SPOILED(VK_ERROR_VALIDATION_FAILED_EXT, attention, contiguous, "pageSize 0");
     vkmqaDestroyAttention(contiguous);
 
     // Nobody to allocate, nothing given; too small; misaligned; another number of pages.
@@ -196,8 +106,8 @@ static void callsRejectBadInput(void** state) {
     grow(cache, a, 20);
     const VkmqaCacheState before = stateOf(cache);
 
-    assert_int_equal(vkmqaCreateSequence(NULL, NULL, &fork, NULL), INVALID);
-    assert_int_equal(vkmqaDestroySequence((VkmqaCache)attention, a), INVALID);
+    assert_int_equal(vkmqaCreateSequence(NULL, NULL, &fork, NULL), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_int_equal(vkmqaDestroySequence((VkmqaCache)attention, a), VK_ERROR_VALIDATION_FAILED_EXT);
     assert_null(vkmqaGetCacheLayer(cache, LAYERS));
     REJECTS(vkmqaCreateSequence(cache, NULL, NULL, NULL), "sequence is null");
     REJECTS(vkmqaForkSequence(cache, a, 21, &fork), "length is 21; the source has 20");
@@ -250,6 +160,11 @@ static void callsRejectBadInput(void** state) {
     REJECTS(vkmqaReserveTokens(cache, 1, tokens), "would have 404 tokens");
 
     REJECTS(vkmqaCmdUpdateCache(cache, VK_NULL_HANDLE, NULL), "commandBuffer is null");
+    const VkmqaSnapshotInfo snapshot = {.structSize = sizeof(snapshot), .path = "/tmp/never-written"};
+    REJECTS(vkmqaSaveSequences(cache, 0, &a, &snapshot), "count is 0");
+    REJECTS(vkmqaSaveSequences(cache, 1, NULL, &snapshot), "sequences is null");
+    REJECTS(vkmqaSaveSequences(cache, 1, &foreign, &snapshot), "none of this cache");
+
     VkmqaCommands commands;
     REQUIRE(vkmqaCreateCommands(harness.device, &commands));
     REQUIRE(vkmqaBeginCommands(commands));
@@ -335,123 +250,6 @@ static void lastHolderKeepsThePage(void** state) {
     vkmqaDestroyCache(cache);
 }
 
-// ---- Sharing ---------------------------------------------------------------------------------------
-
-enum { CONVERSATIONS = 1000, PROMPT = 2000 };
-
-static void conversationsShareTheirPrompt(void** state) {
-    (void)state;
-    const VkmqaCacheCreateInfo info = {.structSize = sizeof(info), .attention = attention, .numLayers = 1,
-                                       .numPages = PROMPT / PAGE + 3 * CONVERSATIONS,
-                                       .maxSequences = 2 * CONVERSATIONS + 2, .maxNewTokens = 4096,
-                                       .maxSeqLenKv = 4096, .device = harness.device};
-    VkmqaCache cache = makeCache(&info);
-    uint32_t ids[PROMPT + 1];
-    for (uint32_t i = 0; i <= PROMPT; i++)
-        ids[i] = i * i;
-    VkmqaSequence first = makeSequence(cache);
-    VkmqaCacheStep step = {.structSize = sizeof(step)};
-    VkmqaSequenceTokens tokens = {first, PROMPT, ids, NULL};
-    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-    buildStep(cache, &build, &step);
-    const uint32_t promptPages = PROMPT / PAGE;
-    assert_int_equal(stateOf(cache).usedPages, promptPages);
-    for (uint32_t i = 0; i < CONVERSATIONS; i++) { // by their tokens, and by forks
-        const VkmqaSequenceCreateInfo create = {.structSize = sizeof(create), .tokenCount = PROMPT + 1,
-                                                .tokenIds = ids};
-        uint32_t reused;
-        REQUIRE(vkmqaCreateSequence(cache, &create, &tokens.sequence, &reused));
-        assert_int_equal(reused, PROMPT);
-        tokens.newTokens = 1;
-        tokens.tokenIds = ids + PROMPT;
-        buildStep(cache, &build, &step);
-        VkmqaSequence fork;
-        REQUIRE(vkmqaForkSequence(cache, tokens.sequence, PROMPT, &fork));
-    }
-    VkmqaCacheState shared = stateOf(cache);
-    assert_int_equal(shared.usedPages, promptPages + CONVERSATIONS); // and one of each conversation's own
-    assert_int_equal(shared.sharedPages, promptPages);
-    // Another salt, or another token, shares nothing of it.
-    VkmqaSequenceCreateInfo create = {.structSize = sizeof(create), .tokenCount = PROMPT, .tokenIds = ids,
-                                      .salt = 1};
-    uint32_t reused;
-    REQUIRE(vkmqaCreateSequence(cache, &create, &tokens.sequence, &reused));
-    assert_int_equal(reused, 0);
-    REQUIRE(vkmqaDestroySequence(cache, tokens.sequence));
-    create.salt = 0;
-    ids[5 * PAGE + 3]++;
-    REQUIRE(vkmqaCreateSequence(cache, &create, &tokens.sequence, &reused));
-    assert_int_equal(reused, 5 * PAGE);
-    vkmqaDestroyCache(cache);
-}
-
-// Pages that nobody holds are found again until they are needed, the oldest and the last of a prompt first.
-static void prefixesOutliveTheirSequences(void** state) {
-    (void)state;
-    const VkmqaCacheCreateInfo info = goodInfo();
-    VkmqaCache cache = makeCache(&info);
-    uint32_t ids[8 * PAGE];
-    for (uint32_t i = 0; i < COUNT(ids); i++)
-        ids[i] = 7 * i;
-    VkmqaSequence sequence = makeSequence(cache), other = makeSequence(cache);
-    VkmqaCacheStep step = {.structSize = sizeof(step)};
-    for (uint32_t i = 0; i < 2; i++) {
-        const VkmqaSequenceTokens tokens = {sequence, 4 * PAGE, ids + i * 4 * PAGE, NULL};
-        const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-        buildStep(cache, &build, &step);
-    }
-    REQUIRE(vkmqaDestroySequence(cache, sequence));
-    assert_int_equal(stateOf(cache).freePages, PAGES);
-    assert_int_equal(stateOf(cache).reusablePages, 8);
-    grow(cache, other, (PAGES - 8 + 3) * PAGE); // the free ones, and three that could be found
-    const VkmqaSequenceCreateInfo create = {.structSize = sizeof(create), .tokenCount = COUNT(ids),
-                                            .tokenIds = ids};
-    uint32_t reused;
-    REQUIRE(vkmqaCreateSequence(cache, &create, &sequence, &reused));
-    assert_int_equal(reused, 5 * PAGE);
-    assert_int_equal(stateOf(cache).freePages, 0);
-    vkmqaDestroyCache(cache);
-}
-
-static uint32_t reusedTokens(VkmqaCache cache, const uint32_t* ids, uint32_t count) {
-    const VkmqaSequenceCreateInfo create = {.structSize = sizeof(create), .tokenCount = count, .tokenIds = ids};
-    VkmqaSequence sequence;
-    uint32_t reused;
-    REQUIRE(vkmqaCreateSequence(cache, &create, &sequence, &reused));
-    REQUIRE(vkmqaDestroySequence(cache, sequence));
-    return reused;
-}
-
-// All pages in one bucket: what is found is found by its ids and by what stands before it.
-static void hashesProveNothing(void** state) {
-    (void)state;
-    const VkmqaCacheCreateInfo info = goodInfo();
-    VkmqaCache cache = makeCache(&info);
-    cache->bucketCount = 1;
-    enum { FIRST, SECOND, OTHER }; // pages by what they hold
-    uint32_t ids[3][PAGE], prompt[2 * PAGE];
-    for (uint32_t i = 0; i < PAGE; i++)
-        for (uint32_t page = FIRST; page <= OTHER; page++)
-            ids[page][i] = 10 * i + (i == PAGE - 1 ? page : 0);
-    VkmqaCacheStep step = {.structSize = sizeof(step)};
-    const uint32_t begun[][2] = {{FIRST, 1}, {SECOND, 1}, {OTHER, 0}}; // and the sequence it goes to
-    VkmqaSequence sequences[2] = {makeSequence(cache), makeSequence(cache)};
-    for (size_t i = 0; i < COUNT(begun); i++) { // [first, second] and [other]
-        const VkmqaSequenceTokens tokens = {sequences[begun[i][1]], PAGE, ids[begun[i][0]], NULL};
-        const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-        buildStep(cache, &build, &step);
-    }
-    const uint32_t expected[3][3] = {{1, 2, 1}, {0, 0, 0}, {1, 1, 1}}; // pages
-    for (uint32_t i = 0; i < 9; i++) {
-        memcpy(prompt, ids[i / 3], sizeof ids[0]);
-        memcpy(prompt + PAGE, ids[i % 3], sizeof ids[0]);
-        uint32_t reused = reusedTokens(cache, prompt, COUNT(prompt));
-        if (reused != expected[i / 3][i % 3] * PAGE)
-            fail_msg("%u tokens of the prompt of pages %u and %u are found", reused, i / 3, i % 3);
-    }
-    vkmqaDestroyCache(cache);
-}
-
 // Steps that are built and not recorded: nothing that misses them goes on, and what they never wrote is no prefix.
 static void unrecordedStepsCount(void** state) {
     (void)state;
@@ -497,7 +295,10 @@ static void unrecordedStepsCount(void** state) {
     REQUIRE(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[2]));
     REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[1]), "overtaken");
     assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
+    const uint32_t held = stateOf(cache).usedPages, rest = stateOf(cache).freePages;
     REQUIRE(vkmqaDiscardSteps(cache));
+    assert_int_equal(stateOf(cache).usedPages, held); // what was never written is still the sequence's
+    assert_int_equal(stateOf(cache).freePages, rest);
     assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
     REQUIRE(vkmqaOffloadSequence(cache, sequence));
     REQUIRE(vkmqaFinishTransfers(cache, UINT64_MAX));
@@ -553,32 +354,6 @@ static void copiesComeBehindEarlierSteps(void** state) {
     vkmqaDestroyCache(cache);
 }
 
-// Tokens at other positions than their places are no prefix; nor does what follows them become one.
-static void draftsAreNoPrefix(void** state) {
-    (void)state;
-    const VkmqaCacheCreateInfo info = goodInfo();
-    VkmqaCache cache = makeCache(&info);
-    uint32_t ids[3 * PAGE];
-    int32_t positions[COUNT(ids)];
-    for (uint32_t i = 0; i < COUNT(ids); i++) {
-        ids[i] = 11 * i;
-        positions[i] = (int32_t)i - (i > PAGE + 3);
-    }
-    VkmqaSequence sequence = makeSequence(cache);
-    VkmqaSequenceTokens tokens = {sequence, PAGE + 2, ids, positions};
-    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-    VkmqaCacheStep step = {.structSize = sizeof(step)};
-    buildStep(cache, &build, &step);
-    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
-    tokens = (VkmqaSequenceTokens){sequence, 8, ids + PAGE + 2, positions + PAGE + 2};
-    buildStep(cache, &build, &step); // drafts
-    REQUIRE(vkmqaTruncateSequence(cache, sequence, PAGE + 4));
-    tokens = (VkmqaSequenceTokens){sequence, PAGE - 4, ids + PAGE + 4, NULL};
-    buildStep(cache, &build, &step);
-    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
-    vkmqaDestroyCache(cache);
-}
-
 // Least recent is who was last made, used or restored before all others; those too large for the host are passed
 // over.
 static void leastRecentGoesFirst(void** state) {
@@ -617,66 +392,60 @@ static void leastRecentGoesFirst(void** state) {
     vkmqaDestroyCache(cache);
 }
 
-// What has been turned to other positions, or follows after a gap, stands for no prompt any more.
-static void shiftedPagesAreNoPrefix(void** state) {
-    (void)state;
-    VkmqaAttention still; // without rotary embedding a shift of whole pages changes no row
-    const VkmqaAttentionCreateInfo plain = {.structSize = sizeof(plain), .numHeadsQ = 2, .numHeadsKv = 1,
-                                            .headDimQk = 32, .pageSize = PAGE, .maxSeqLenKv = 4096};
-    REQUIRE(vkmqaCreateAttention(harness.context, &plain, &still));
-    for (int turns = 0; turns < 2; turns++) {
-        VkmqaCacheCreateInfo info = goodInfo();
-        info.attention = turns ? attention : still;
-        VkmqaCache cache = makeCache(&info);
-        VkmqaSequence sequence = makeSequence(cache);
-        uint32_t ids[4 * PAGE];
-        for (uint32_t i = 0; i < COUNT(ids); i++)
-            ids[i] = 3 * i;
-        VkmqaSequenceTokens tokens = {sequence, 3 * PAGE, ids, NULL};
-        const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-        VkmqaCacheStep step = {.structSize = sizeof(step)};
-        buildStep(cache, &build, &step);
-        assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), 3 * PAGE);
+// ---- Snapshots -------------------------------------------------------------------------------------
 
-        VkmqaMemory parameters;
-        REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_UPLOAD, 4096, &parameters));
-        const VkmqaBuffer range = vkmqaGetMemoryRange(parameters, 0, 0), both[LAYERS] = {range, range};
-        VkmqaCommands commands;
-        REQUIRE(vkmqaCreateCommands(harness.device, &commands));
-        REQUIRE(vkmqaBeginCommands(commands));
-        const VkmqaShiftInfo shift = {.structSize = sizeof(shift),
-                                      .recorder = vkmqaGetCommandsRecorder(commands),
-                                      .sequence = sequence,
-                                      .keep = PAGE,
-                                      .drop = PAGE,
-                                      .parameters = both};
-        REQUIRE(vkmqaCmdShiftSequence(cache, vkmqaGetCommandBuffer(commands), &shift));
-        // The page that was dropped is whole; the one behind it has been turned.
-        assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), (turns ? 2 : 3) * PAGE);
-        tokens.newTokens = PAGE;
-        tokens.tokenIds = ids + 3 * PAGE;
-        buildStep(cache, &build, &step);
-        assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), (turns ? 2 : 3) * PAGE);
-        vkmqaDestroyCommands(commands);
-        vkmqaDestroyMemory(parameters);
-        vkmqaDestroyCache(cache);
+typedef struct Progress {
+    uint32_t calls;
+    uint64_t done, total, written;
+} Progress;
+
+static VkBool32 countProgress(void* user, uint64_t done, uint64_t total) {
+    Progress* progress = user;
+    progress->calls++;
+    assert_true(done > progress->done && done <= total && done - progress->done < 9 << 20);
+    progress->done = done;
+    progress->total = total;
+    return VK_TRUE;
+}
+
+static VkBool32 countBytes(void* user, const void* data, size_t size) {
+    (void)data;
+    ((Progress*)user)->written += size;
+    return VK_TRUE;
+}
+
+// Every few megabytes, and at the end.
+static void savesTellTheirProgress(void** state) {
+    (void)state;
+    VkmqaCacheCreateInfo info = goodInfo();
+    info.numPages = 4 * 256 + 1;
+    info.maxNewTokens = 4096;
+    VkmqaCache cache = makeCache(&info);
+    VkmqaSequence sequences[4];
+    for (uint32_t i = 0; i < COUNT(sequences); i++) {
+        sequences[i] = makeSequence(cache);
+        grow(cache, sequences[i], 4096);
     }
-    vkmqaDestroyAttention(still);
+    Progress progress = {0};
+    const VkmqaSnapshotInfo snapshot = {.structSize = sizeof(snapshot), .write = countBytes,
+                                        .progress = countProgress, .userData = &progress};
+    REQUIRE(vkmqaSaveSequences(cache, COUNT(sequences), sequences, &snapshot));
+    assert_true(progress.written >= 8 << 20); // 4 x 256 pages of 8 KiB
+    assert_true(progress.calls >= 2);
+    assert_true(progress.done == progress.total);
+    vkmqaDestroyCache(cache);
 }
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(creationRejectsBadInput), cmocka_unit_test(budgetIsRespected),
     cmocka_unit_test(callsRejectBadInput),     cmocka_unit_test(fullCachesSayWhatIsMissing),
-    cmocka_unit_test(lastHolderKeepsThePage),
-    cmocka_unit_test(conversationsShareTheirPrompt), cmocka_unit_test(prefixesOutliveTheirSequences),
-    cmocka_unit_test(hashesProveNothing),      cmocka_unit_test(shiftedPagesAreNoPrefix),
-    cmocka_unit_test(unrecordedStepsCount),    cmocka_unit_test(copiesComeBehindEarlierSteps),
-    cmocka_unit_test(draftsAreNoPrefix),       cmocka_unit_test(leastRecentGoesFirst),
+    cmocka_unit_test(lastHolderKeepsThePage),  cmocka_unit_test(unrecordedStepsCount),
+    cmocka_unit_test(copiesComeBehindEarlierSteps), cmocka_unit_test(leastRecentGoesFirst),
+    cmocka_unit_test(savesTellTheirProgress),
 };
 
-int main(void) {
-    harnessOpen();
-    int failed = cmocka_run_group_tests(tests, createAttention, destroyAttention);
-    harnessClose();
-    return failed != 0;
+static int run(CMFixtureFunction setup, CMFixtureFunction teardown) {
+    return cmocka_run_group_tests(tests, setup, teardown);
 }
+
+int main(void) { return runCacheTests(run); }

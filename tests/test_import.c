@@ -52,6 +52,15 @@ static void anEngineKeepsItsAllocatorAndItsLock(void** state) {
         VkmqaDevice device;
         REQUIRE(vkmqaImportDevice(&info, &device));
         assert_true(engine.live > 0);
+        VkmqaDeviceHandles handles = {.structSize = sizeof(handles)};
+        REQUIRE(vkmqaGetDeviceHandles(device, &handles));
+        assert_true(handles.device == engine.device);
+        assert_true(handles.computeQueue == engine.queue && handles.transferQueue == engine.queue);
+        assert_int_equal(handles.computeFamily, engine.family);
+        assert_int_equal(handles.transferFamily, engine.family);
+        VkmqaDeviceProperties properties = {.structSize = sizeof(properties)};
+        REQUIRE(vkmqaGetDeviceProperties(device, &properties));
+        assert_int_equal(properties.timestampPeriod > 0, engine.timestamps);
         computeOn(device, featureless ? "imported without features" : "imported");
         assert_true(engine.submits > 0);
         if (engine.unallocated)

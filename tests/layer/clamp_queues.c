@@ -78,10 +78,20 @@ static uint32_t familyOf(const void* handle) {
 
 // ---- Queues ----------------------------------------------------------------------------------------
 
-static struct {
+// The queue of copies of a device. Devices that are made again may have the driver's queue of an earlier one.
+typedef struct CopyQueue {
     void* loader; // the loader's: what a call goes through
     VkQueue real;
-} copyQueue;
+} CopyQueue;
+enum { MAX_QUEUES = 64 };
+static CopyQueue copyQueues[MAX_QUEUES];
+static uint32_t copyQueueCount;
+
+static bool isCopyQueue(VkQueue queue) {
+    return (uintptr_t)queue >= (uintptr_t)copyQueues && (uintptr_t)queue < (uintptr_t)(copyQueues + MAX_QUEUES);
+}
+
+static VkQueue realQueue(VkQueue queue) { return isCopyQueue(queue) ? ((CopyQueue*)queue)->real : queue; }
 
 const VkDeviceCreateInfo* clampQueueInfos(const VkDeviceCreateInfo* info) {
     static VkDeviceCreateInfo real; // device creation is one at a time in these tests
@@ -105,12 +115,18 @@ VKAPI_ATTR void VKAPI_CALL clampGetQueue(VkDevice device, uint32_t family, uint3
     LAYER_NEXT(vkGetDeviceQueue)(device, clampProfile->card ? 0 : family, index, queue);
     if (!clampProfile->card || family != COPIES)
         return;
-    copyQueue.loader = *(void**)*queue;
-    copyQueue.real = *queue;
-    *queue = (VkQueue)&copyQueue;
+    pthread_mutex_lock(&mutex);
+    uint32_t i = 0;
+    while (i < copyQueueCount && copyQueues[i].real != *queue)
+        i++;
+    if (i == MAX_QUEUES)
+        clampBroken("more than %d queues", MAX_QUEUES);
+    copyQueues[i] = (CopyQueue){*(void**)*queue, *queue};
+    if (i == copyQueueCount)
+        copyQueueCount++;
+    *queue = (VkQueue)&copyQueues[i];
+    pthread_mutex_unlock(&mutex);
 }
-
-static bool isCopyQueue(VkQueue queue) { return queue == (VkQueue)&copyQueue; }
 
 VKAPI_ATTR VkResult VKAPI_CALL clampSubmit(VkQueue queue, uint32_t count, const VkSubmitInfo* submits, VkFence fence) {
     for (uint32_t i = 0; clampProfile->card && i < count; i++)
@@ -118,11 +134,11 @@ VKAPI_ATTR VkResult VKAPI_CALL clampSubmit(VkQueue queue, uint32_t count, const 
             if ((familyOf(submits[i].pCommandBuffers[j]) == COPIES) != isCopyQueue(queue))
                 clampBroken("vkQueueSubmit: a command buffer of family %u, to a queue of another",
                             familyOf(submits[i].pCommandBuffers[j]));
-    return LAYER_NEXT(vkQueueSubmit)(isCopyQueue(queue) ? copyQueue.real : queue, count, submits, fence);
+    return LAYER_NEXT(vkQueueSubmit)(realQueue(queue), count, submits, fence);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL clampWaitIdle(VkQueue queue) {
-    return LAYER_NEXT(vkQueueWaitIdle)(isCopyQueue(queue) ? copyQueue.real : queue);
+    return LAYER_NEXT(vkQueueWaitIdle)(realQueue(queue));
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL clampCreatePool(VkDevice device, const VkCommandPoolCreateInfo* info,
