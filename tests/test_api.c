@@ -253,6 +253,15 @@ static void largerStructsNeedZeroTails(void** state) {
     REJECTS(vkmqaCreateAttention(context, &larger.info, &attention), INVALID, "structSize");
     larger.tail[1] = 1ull << 63;
     REJECTS(vkmqaCreateAttention(context, &larger.info, &attention), INVALID, "structSize");
+    // A size beyond any future's is a mistake.
+    static uint8_t wide[sizeof(VkmqaAttentionCreateInfo) + 4097];
+    VkmqaAttentionCreateInfo* widest = (VkmqaAttentionCreateInfo*)wide;
+    *widest = goodAttention();
+    widest->structSize = sizeof(wide) - 1;
+    REQUIRE(vkmqaCreateAttention(context, widest, &attention));
+    vkmqaDestroyAttention(attention);
+    widest->structSize = sizeof(wide);
+    REJECTS(vkmqaCreateAttention(context, widest, &attention), INVALID, "structSize");
     vkmqaDestroyContext(context);
     assert_int_equal(imported.live, 0);
 }
@@ -319,6 +328,39 @@ static void sizesRejectBadInput(void** state) {
 #undef SPOILED
     vkmqaDestroyAttention(attention);
     vkmqaDestroyAttention(NULL);
+    vkmqaDestroyContext(context);
+    assert_int_equal(imported.live, 0);
+}
+
+// Each array begins where the one before ends, and has as many words as the header says.
+static void stepsArePackedTightly(void** state) {
+    (void)state;
+    VkmqaContext context = importedContext();
+    VkmqaAttentionCreateInfo info = goodAttention();
+    info.ropeStyle = VKMQA_ROPE_NEOX;
+    info.flags |= VKMQA_ATTENTION_TREE_MASK_BIT;
+    VkmqaAttention attention;
+    REQUIRE(vkmqaCreateAttention(context, &info, &attention));
+    for (uint32_t batch = 1; batch < 6; batch++) {
+        const VkmqaStepLimits limits = {.batch = batch, .totalQ = 7, .newTokens = 9, .maxSeqLenKv = 100};
+        VkmqaStepLayout layout;
+        VkmqaBufferRequirements needs;
+        REQUIRE(vkmqaGetStepLayout(attention, &limits, &layout, &needs));
+        assert_int_equal(layout.maxPages, 7); // of 16 tokens
+        const struct {
+            uint32_t offset, words;
+        } arrays[] = {{layout.cuSeqlensQ, batch + 1}, {layout.seqLensKv, batch}, {layout.slotMapping, 9},
+                      {layout.positions, 9}, {layout.queryPositions, 7}, {layout.cuAccepted, batch + 1},
+                      {layout.accepted, 7}, {layout.status, 1}, {layout.pageTable, 7 * batch}};
+        uint32_t words = 0;
+        for (size_t i = 0; i < COUNT(arrays); i++) {
+            if (arrays[i].offset != 4 * words)
+                fail_msg("batch %u: array %zu begins at %u, should at %u", batch, i, arrays[i].offset, 4 * words);
+            words += arrays[i].words;
+        }
+        assert_true(needs.size >= 4 * words && needs.size < 4 * words + 16);
+    }
+    vkmqaDestroyAttention(attention);
     vkmqaDestroyContext(context);
     assert_int_equal(imported.live, 0);
 }
@@ -579,7 +621,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(contextsRejectBadInput),     cmocka_unit_test(attentionRejectsBadShapes),
     cmocka_unit_test(largerStructsNeedZeroTails), cmocka_unit_test(missingFeaturesAreNamed),
     cmocka_unit_test(sizesRejectBadInput),        cmocka_unit_test(rejectedCallsRecordNothing),
-    cmocka_unit_test(recordersAreChecked),
+    cmocka_unit_test(recordersAreChecked),        cmocka_unit_test(stepsArePackedTightly),
 };
 
 int main(void) {

@@ -84,6 +84,25 @@ static void memoriesRejectBadRanges(void** state) {
     vkmqaDestroyCommands(NULL);
 }
 
+// Many times the staging buffer, which is of two slots of 8 MiB, and no multiple of it.
+static void largeTransfersAreWhole(void** state) {
+    (void)state;
+    enum { WORDS = (43 << 20) / 4 + 3 };
+    uint32_t* words = malloc(WORDS * 4);
+    VkmqaMemory memory;
+    REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DEVICE, WORDS * 4, &memory));
+    for (uint32_t i = 0; i < WORDS; i++)
+        words[i] = i * 2654435761u;
+    REQUIRE(vkmqaUpload(memory, 0, words, WORDS * 4));
+    memset(words, 0, WORDS * 4);
+    REQUIRE(vkmqaDownload(memory, 0, words, WORDS * 4));
+    for (uint32_t i = 0; i < WORDS; i++)
+        if (words[i] != i * 2654435761u)
+            fail_msg("word %u is 0x%x", i, words[i]);
+    free(words);
+    vkmqaDestroyMemory(memory);
+}
+
 // What has been downloaded is the caller's: later transfers through the same staging buffer leave it alone.
 static void downloadsAreWrittenOnce(void** state) {
     (void)state;
@@ -202,7 +221,8 @@ static void forkedChildrenDestroyInAnyOrder(void** state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(selectorsRejectWhatFitsNothing), cmocka_unit_test(memoriesRejectBadRanges),
-    cmocka_unit_test(downloadsAreWrittenOnce),        cmocka_unit_test(forkedChildrenDestroyInAnyOrder),
+    cmocka_unit_test(largeTransfersAreWhole),         cmocka_unit_test(downloadsAreWrittenOnce),
+    cmocka_unit_test(forkedChildrenDestroyInAnyOrder),
 };
 
 int main(void) {

@@ -111,6 +111,29 @@ static void everyTilesReadsCount(void** state) {
     assert_true(cost.seconds > 0 && cost.seconds < 1e-3);
 }
 
+// What a query may see decides how much is read: the narrower of window and chunk.
+static void windowsAndChunksBoundTheSpan(void** state) {
+    (void)state;
+    static const struct {
+        uint32_t windowLeft, chunkSize, span; // of 1000 tokens, for a query of one token
+    } rows[] = {{0, 0, 1000}, {10, 0, 11}, {10, 64, 11}, {200, 64, 64}, {0, 64, 64}};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const VkmqaAttentionCreateInfo info = {
+            .structSize = sizeof(info), .numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 64, .maxSeqLenKv = 1000,
+            .flags = VKMQA_ATTENTION_CAUSAL_BIT | (rows[i].windowLeft ? VKMQA_ATTENTION_WINDOW_LEFT_BIT : 0u),
+            .windowLeft = rows[i].windowLeft, .chunkSize = rows[i].chunkSize};
+        const VkmqaStepLimits given = {.batch = 1, .totalQ = 1};
+        struct VkmqaShape shape;
+        struct VkmqaProblem problem;
+        VkmqaStepLimits limits;
+        if (!vkmqa_make_shape(&info, &shape, &problem) || !vkmqa_make_limits(&shape, &given, &limits, &problem))
+            fail_msg("%s", problem.text);
+        if (vkmqa_span_tokens(&shape, &limits) != rows[i].span)
+            fail_msg("window %u, chunk %u: %u tokens", rows[i].windowLeft, rows[i].chunkSize,
+                     vkmqa_span_tokens(&shape, &limits));
+    }
+}
+
 // ---- Jobs --------------------------------------------------------------------------------------------
 
 enum { JOBS = 1000 };
@@ -133,7 +156,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(halvesAreDecoded),        cmocka_unit_test(halvesAreEncodedExactly),
         cmocka_unit_test(rowsHaveTheOraclesSizes), cmocka_unit_test(everyTilesReadsCount),
-        cmocka_unit_test(jobsAreDoneOnce),
+        cmocka_unit_test(windowsAndChunksBoundTheSpan), cmocka_unit_test(jobsAreDoneOnce),
     };
     return cmocka_run_group_tests(tests, NULL, NULL) != 0;
 }

@@ -2,6 +2,8 @@
 // layer does notice what such a device could not do.
 #include "clamp.h"
 
+#include "core/context.h"
+
 #include <vkmqa/vkmqa_cache.h>
 
 #include <stdio.h>
@@ -246,6 +248,7 @@ static void cardIsSeen(void** state) {
     assert_int_equal(handles.transferFamily, 2);
     assert_true(handles.transferQueue != handles.computeQueue);
     assert_true(harness.properties.timestampPeriod > 0);
+    assert_int_equal(harness.context->caps.maxInvocations, 512); // of a workgroup's one dimension, not of three
 }
 
 // The host's memory is no place for a cache, though it has room.

@@ -5,8 +5,8 @@
 //   alignment      storage buffers at multiples of 256; mapped memory is not coherent unless it is chosen to be
 //   timestampless  no timestamps on any queue
 //   heap           256 MiB of memory
-//   card           a discrete card: 256 MiB of memory that is not the host's, and queues of families of their own for
-//                  compute work and for copies (clamp_queues.c)
+//   card           a discrete card: 256 MiB of memory that is not the host's, queues of families of their own for compute
+//                  work and for copies (clamp_queues.c), and workgroups of at most 512 in a row
 #include "clamp.h"
 
 #include <stdarg.h>
@@ -23,7 +23,7 @@ static const ClampProfile profiles[] = {
     {.name = "alignment", .alignment = 256, .incoherent = true},
     {.name = "timestampless", .timestampless = true},
     {.name = "heap", .heapBytes = (VkDeviceSize)256 << 20},
-    {.name = "card", .card = true, .heapBytes = (VkDeviceSize)256 << 20},
+    {.name = "card", .card = true, .width = 512, .heapBytes = (VkDeviceSize)256 << 20},
 };
 
 const ClampProfile* clampProfile;
@@ -126,6 +126,8 @@ static void clampProperties(VkPhysicalDeviceProperties* properties) {
     }
     if (clampProfile->card)
         properties->deviceType = VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+    if (clampProfile->width)
+        limits->maxComputeWorkGroupSize[0] = clampProfile->width;
     if (clampProfile->storageBuffers)
         limits->maxPerStageDescriptorStorageBuffers = clampProfile->storageBuffers;
     if (clampProfile->alignment)

@@ -18,6 +18,7 @@ typedef struct ClampProfile {
     bool incoherent;               // four types of memory, of which one is visible and coherent, two only visible
     bool timestampless;
     VkDeviceSize heapBytes;        // of memory of the device's own
+    uint32_t width;                // maxComputeWorkGroupSize[0], below maxComputeWorkGroupInvocations
     bool card;                     // another heap for the host's memory, three families of queues
 } ClampProfile;
 
