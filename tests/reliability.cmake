@@ -82,17 +82,34 @@ target_compile_definitions(test_failures PRIVATE VKMQA_TEST_LAYER="$<TARGET_FILE
 foreach(function calloc free open close read write lseek fstat fchmod fsync rename dlopen pthread_create)
     target_link_options(test_failures PRIVATE -Wl,--wrap=${function})
 endforeach()
-if(TARGET sample_embed AND NOT VKMQA_SANITIZE)
-    foreach(row "samples 7" "samples-long 1")
+# vkmqa_failing(NAME EVERY LONG LAUNCHER COMMAND...): whole programs with a failing call at every EVERY-th place; with --long at
+# every LONG-th.
+function(vkmqa_failing name every long launcher)
+    foreach(row "${name} ${every}" "${name}-long ${long}")
         separate_arguments(row)
-        list(GET row 0 name)
+        list(GET row 0 test)
         list(GET row 1 step)
-        add_test(NAME failures.${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/failures/samples ${toolbox} ${step}
-            $<TARGET_FILE:sample_hello> $<TARGET_FILE:sample_embed>)
-        set_tests_properties(failures.${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 900 LABELS "driver;lavapipe26;fault"
+        add_test(NAME failures.${test} COMMAND ${launcher} ${CMAKE_CURRENT_SOURCE_DIR}/failures/samples ${toolbox} ${step} ${ARGN})
+        set_tests_properties(failures.${test} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 900 LABELS "driver;lavapipe26;fault"
             ENVIRONMENT "${commonEnvironment};${environment_lavapipe26};${layerEnvironment}")
     endforeach()
-    set_tests_properties(failures.samples-long PROPERTIES LABELS long)
+    set_tests_properties(failures.${name}-long PROPERTIES LABELS long TIMEOUT 5400)
+endfunction()
+if(NOT VKMQA_SANITIZE)
+    if(TARGET sample_embed)
+        vkmqa_failing(samples 7 1 "" $<TARGET_FILE:sample_hello> $<TARGET_FILE:sample_embed>)
+        vkmqa_failing(chat_cache 17 1 "" $<TARGET_FILE:sample_chat_cache>)
+    endif()
+    if(TARGET sample_generate)
+        vkmqa_failing(generate 5 1 "" "$<TARGET_FILE:sample_generate> --tokens 3 --prompt ab --model \
+${PROJECT_SOURCE_DIR}/samples/generate/model.safetensors")
+    endif()
+    if(TARGET vkmqa-bench)
+        vkmqa_failing(bench 19 1 "" "$<TARGET_FILE:vkmqa-bench> --op decode,append -hq 2 -hkv 1 -hd 64 -d 64 -r 1 --quick")
+    endif()
+    if(TARGET sample_desktop AND XVFB_RUN)
+        vkmqa_failing(desktop 11 1 "${XVFB_RUN};-a" "$<TARGET_FILE:sample_desktop> --frames 3 --context 1024")
+    endif()
 endif()
 
 # Small devices, see layer/clamp.c: the profile's own tests, and programs from which it takes something away.

@@ -297,8 +297,11 @@ static void unrecordedStepsCount(void** state) {
     assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
     const uint32_t held = stateOf(cache).usedPages, rest = stateOf(cache).freePages;
     REQUIRE(vkmqaDiscardSteps(cache));
-    assert_int_equal(stateOf(cache).usedPages, held); // what was never written is still the sequence's
+    assert_int_equal(stateOf(cache).usedPages, held);
     assert_int_equal(stateOf(cache).freePages, rest);
+    const struct VkmqaSequenceRecord* record = &cache->sequences[(uint32_t)sequence - 1];
+    for (uint32_t i = 0; i < record->pageCount; i++) // what was never written is still the sequence's
+        assert_int_equal(cache->pages[record->pages[i]].state, VKMQA_PAGE_USED);
     assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), PAGE);
     REQUIRE(vkmqaOffloadSequence(cache, sequence));
     REQUIRE(vkmqaFinishTransfers(cache, UINT64_MAX));
