@@ -73,13 +73,6 @@ uint32_t reusedTokens(VkmqaCache cache, const uint32_t* ids, uint32_t count) {
     return reused;
 }
 
-void expectCall(VkResult got, VkResult wanted, const char* word, const char* what) {
-    if (got != wanted)
-        fail_msg("%s: VkResult %d, should be %d (%s)", what, got, wanted, harness.message);
-    if (word && !strstr(harness.message, word))
-        fail_msg("%s: the message does not speak of %s: \"%s\"", what, word, harness.message);
-}
-
 int runCacheTests(int (*run)(CMFixtureFunction setup, CMFixtureFunction teardown)) {
     harnessOpen();
     int failed = run(createAttention, destroyAttention);

@@ -24,7 +24,6 @@ void grow(VkmqaCache cache, VkmqaSequence sequence, uint32_t count); // by token
 VkmqaCacheState stateOf(VkmqaCache cache);
 uint32_t reusedTokens(VkmqaCache cache, const uint32_t* ids, uint32_t count); // by a sequence of that prompt
 
-void expectCall(VkResult got, VkResult wanted, const char* word, const char* what);
 #define FAILS(wanted, call, word)                                                                  \
     do {                                                                                           \
         harness.message[0] = 0;                                                                    \

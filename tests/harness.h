@@ -58,6 +58,9 @@ extern Harness harness;
 // device would prove nothing.
 void harnessOpen(void);
 void harnessClose(void);
+// Judges what a call returned and the message heard since harness.message was emptied. word: must appear in it; null where
+// no message can be had (there is no context to ask).
+void expectCall(VkResult got, VkResult wanted, const char* word, const char* what);
 // The callback that fills harness.message.
 void harnessMessage(VkmqaSeverity severity, const char* text, void* userData);
 

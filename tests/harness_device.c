@@ -163,3 +163,10 @@ void harnessClose(void) {
     vkmqaCloseDevice(harness.device);
     memset(&harness, 0, sizeof(harness));
 }
+
+void expectCall(VkResult got, VkResult wanted, const char* word, const char* what) {
+    if (got != wanted)
+        fail_msg("%s: VkResult %d, should be %d (%s)", what, got, wanted, harness.message);
+    if (word && !strstr(harness.message, word))
+        fail_msg("%s: the message does not speak of %s: \"%s\"", what, word, harness.message);
+}

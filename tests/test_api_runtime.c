@@ -9,17 +9,10 @@
 
 static const VkResult INVALID = VK_ERROR_VALIDATION_FAILED_EXT;
 
-static void expectResult(VkResult got, VkResult expected, const char* word, const char* what) {
-    if (got != expected)
-        fail_msg("%s: VkResult %d, expected %d (%s)", what, got, expected, harness.message);
-    if (word && !strstr(harness.message, word))
-        fail_msg("%s: the message does not speak of %s: \"%s\"", what, word, harness.message);
-}
-
 #define REJECTS(call, expected, word)                                                              \
     do {                                                                                           \
         harness.message[0] = 0;                                                                    \
-        expectResult((call), (expected), (word), #call);                                           \
+        expectCall((call), (expected), (word), #call);                                           \
     } while (0)
 
 // ---- Devices and memory ----------------------------------------------------------------------------
