@@ -2,7 +2,7 @@
 
 VkmqaAttention attention;
 
-static int createAttention(void** state) {
+int createAttention(void** state) {
     (void)state;
     const VkmqaAttentionCreateInfo info = {.structSize = sizeof(info),
                                            .flags = VKMQA_ATTENTION_CAUSAL_BIT,
@@ -14,7 +14,7 @@ static int createAttention(void** state) {
                                            .ropeStyle = VKMQA_ROPE_NEOX};
     return vkmqaCreateAttention(harness.context, &info, &attention) != VK_SUCCESS;
 }
-static int destroyAttention(void** state) {
+int destroyAttention(void** state) {
     (void)state;
     vkmqaDestroyAttention(attention);
     return 0;
@@ -71,11 +71,4 @@ uint32_t reusedTokens(VkmqaCache cache, const uint32_t* ids, uint32_t count) {
     REQUIRE(vkmqaCreateSequence(cache, &create, &sequence, &reused));
     REQUIRE(vkmqaDestroySequence(cache, sequence));
     return reused;
-}
-
-int runCacheTests(int (*run)(CMFixtureFunction setup, CMFixtureFunction teardown)) {
-    harnessOpen();
-    int failed = run(createAttention, destroyAttention);
-    harnessClose();
-    return failed != 0;
 }

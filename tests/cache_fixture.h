@@ -12,8 +12,8 @@ enum { PAGE = 16, PAGES = 24, LAYERS = 2 };
 
 extern VkmqaAttention attention; // of all tests: GQA 4:2, d 32, f16, rope
 
-// Opens the device, runs the tests of the group with that object and closes it; what main returns.
-int runCacheTests(int (*run)(CMFixtureFunction setup, CMFixtureFunction teardown));
+int createAttention(void** state); // of the whole group, on the harness' device
+int destroyAttention(void** state);
 
 VkmqaCacheCreateInfo goodInfo(void);
 VkmqaCache makeCache(const VkmqaCacheCreateInfo* info);

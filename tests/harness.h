@@ -61,6 +61,18 @@ void harnessClose(void);
 // Judges what a call returned and the message heard since harness.message was emptied. word: must appear in it; null where
 // no message can be had (there is no context to ask).
 void expectCall(VkResult got, VkResult wanted, const char* word, const char* what);
+
+// In the child of fork() a failed assertion of cmocka would jump back into the parent's list of tests.
+#define CHILD_NEEDS(condition)                                                                     \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "in the child: %s does not hold (\"%s\")\n", #condition,               \
+                    harness.message);                                                              \
+            _exit(1);                                                                              \
+        }                                                                                          \
+        harness.message[0] = 0;                                                                    \
+    } while (0)
+
 // The callback that fills harness.message.
 void harnessMessage(VkmqaSeverity severity, const char* text, void* userData);
 

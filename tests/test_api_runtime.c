@@ -122,17 +122,6 @@ static void downloadsAreWrittenOnce(void** state) {
 
 // ---- After fork() ----------------------------------------------------------------------------------
 
-// In the child a failed assertion of cmocka would jump back into the parent's list of tests.
-#define CHILD_NEEDS(condition)                                                                     \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "in the child: %s does not hold (\"%s\")\n", #condition,               \
-                    harness.message);                                                              \
-            _exit(1);                                                                              \
-        }                                                                                          \
-        harness.message[0] = 0;                                                                    \
-    } while (0)
-
 // A device with everything that hangs from one: a staging buffer, a mapped memory, recorded commands.
 typedef struct Inherited {
     VkmqaDevice device;

@@ -447,8 +447,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(savesTellTheirProgress),
 };
 
-static int run(CMFixtureFunction setup, CMFixtureFunction teardown) {
-    return cmocka_run_group_tests(tests, setup, teardown);
+int main(void) {
+    harnessOpen();
+    int failed = cmocka_run_group_tests(tests, createAttention, destroyAttention);
+    harnessClose();
+    return failed != 0;
 }
-
-int main(void) { return runCacheTests(run); }

@@ -16,16 +16,6 @@
 #define INVALID VK_ERROR_VALIDATION_FAILED_EXT
 enum { CHILD_SECONDS = 60 };
 
-// In the child a failed assertion of cmocka would jump back into the parent's list of tests.
-#define CHILD_NEEDS(condition)                                                                     \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "in the child: %s does not hold (\"%s\")\n", #condition, harness.message); \
-            _exit(1);                                                                              \
-        }                                                                                          \
-        harness.message[0] = 0;                                                                    \
-    } while (0)
-
 typedef struct Inherited {
     VkmqaDevice device;
     VkmqaAttention attention;
