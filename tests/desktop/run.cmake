@@ -1,8 +1,8 @@
 # Runs the desktop sample on a virtual display and checks its picture; prints what frames took with and without slices.
-# -DXVFB_RUN= -DTOOLBOX= -DLEG= -DSAMPLE= -DPICTURE= -DWORK=
+# -DDISPLAY= -DTOOLBOX= -DLEG= -DSAMPLE= -DPICTURE= -DWORK=
 file(MAKE_DIRECTORY ${WORK})
 file(REMOVE ${WORK}/shot.ppm)
-execute_process(COMMAND ${XVFB_RUN} -a ${TOOLBOX} run ${LEG} -- ${SAMPLE} --frames 30 --context 8192
+execute_process(COMMAND ${DISPLAY} ${TOOLBOX} run ${LEG} -- ${SAMPLE} --frames 30 --context 8192
     --screenshot ${WORK}/shot.ppm OUTPUT_FILE ${WORK}/output.txt RESULT_VARIABLE code)
 if(code EQUAL 77)
     message("skipped: the driver or the display is not at hand") # SKIP_REGULAR_EXPRESSION

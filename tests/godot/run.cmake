@@ -1,5 +1,5 @@
 # Runs the Godot sample and its checks in the real engine, on a virtual display and without one.
-# -DXVFB_RUN= -DTOOLBOX= -DLEG= -DPROJECT= (built) -DSCRIPTS= -DWORK=
+# -DDISPLAY= -DTOOLBOX= -DLEG= -DPROJECT= (built) -DSCRIPTS= -DWORK=
 file(REMOVE_RECURSE ${WORK})
 file(COPY ${PROJECT}/ DESTINATION ${WORK}/project)
 file(GLOB scripts ${SCRIPTS}/*.gd)
@@ -18,7 +18,7 @@ function(godot name code)
     endif()
     list(APPEND command ${LEG} -- godot --path ${WORK}/project --audio-driver Dummy --quit-after 5000)
     if(arg_DISPLAY)
-        list(PREPEND command ${XVFB_RUN} -a)
+        list(PREPEND command ${DISPLAY})
         list(APPEND command --display-driver x11 --rendering-driver vulkan)
     else()
         list(APPEND command --headless)
