@@ -110,6 +110,11 @@ ${PROJECT_SOURCE_DIR}/samples/generate/model.safetensors")
     if(TARGET sample_desktop)
         vkmqa_failing(desktop 11 1 "${display}" "$<TARGET_FILE:sample_desktop> --frames 3 --context 1024")
     endif()
+    if(TARGET sample_godot) # nothing of the user's is read or written
+        set(home ${CMAKE_CURRENT_BINARY_DIR}/godot-failing)
+        vkmqa_failing(godot 7 1 "env;XDG_DATA_HOME=${home};XDG_CONFIG_HOME=${home};XDG_CACHE_HOME=${home}" "godot --path \
+${PROJECT_BINARY_DIR}/samples/godot --headless --audio-driver Dummy -s ${CMAKE_CURRENT_SOURCE_DIR}/godot/own.gd")
+    endif()
 endif()
 
 # Small devices, see layer/clamp.c: the profile's own tests, and programs from which it takes something away.
