@@ -106,6 +106,10 @@ engineCreateComputePipelines(VkDevice device, VkPipelineCache cache, uint32_t co
                              const VkComputePipelineCreateInfo* infos,
                              const VkAllocationCallbacks* allocator, VkPipeline* pipelines) {
     checkAllocator(allocator, "CreateComputePipelines");
+    for (uint32_t i = 0; i < count; i++)
+        for (const VkBaseInStructure* next = infos[i].stage.pNext; next; next = next->pNext)
+            current->sizedPipelines +=
+                next->sType == VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO;
     return nextCreateComputePipelines(device, cache, count, infos, allocator, pipelines);
 }
 
@@ -119,6 +123,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL engineQueueSubmit(VkQueue queue, uint32_t 
 static PFN_vkQueueWaitIdle nextQueueWaitIdle;
 static VKAPI_ATTR VkResult VKAPI_CALL engineQueueWaitIdle(VkQueue queue) {
     checkLock();
+    current->waits++;
     return nextQueueWaitIdle(queue);
 }
 static PFN_vkCmdDispatchBase nextCmdDispatchBase;
@@ -126,7 +131,14 @@ static VKAPI_ATTR void VKAPI_CALL engineCmdDispatchBase(VkCommandBuffer commands
                                                         uint32_t z, uint32_t sizeX, uint32_t sizeY,
                                                         uint32_t sizeZ) {
     current->dispatches++;
+    current->workgroups += (uint64_t)sizeX * sizeY * sizeZ;
     nextCmdDispatchBase(commands, x, y, z, sizeX, sizeY, sizeZ);
+}
+
+static PFN_vkCmdDispatch nextCmdDispatch;
+static VKAPI_ATTR void VKAPI_CALL engineCmdDispatch(VkCommandBuffer commands, uint32_t x, uint32_t y, uint32_t z) {
+    current->workgroups += (uint64_t)x * y * z;
+    nextCmdDispatch(commands, x, y, z);
 }
 
 static PFN_vkVoidFunction interpose(const char* name, PFN_vkVoidFunction next) {
@@ -143,6 +155,7 @@ static PFN_vkVoidFunction interpose(const char* name, PFN_vkVoidFunction next) {
     INTERPOSE(QueueSubmit, )
     INTERPOSE(QueueWaitIdle, )
     INTERPOSE(CmdDispatchBase, )
+    INTERPOSE(CmdDispatch, )
     return next;
 }
 

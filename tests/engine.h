@@ -18,7 +18,9 @@ typedef struct Engine {
     VkmqaDeviceRequirements requirements;          // what the device was created with
     VkAllocationCallbacks allocator;               // counts
     // What went through, since engineOpen or since somebody set it to 0.
-    unsigned dispatches, submits;
+    unsigned dispatches, submits, waits; // dispatches: of attention; waits: for a whole queue
+    uint64_t workgroups;                 // of all dispatches
+    unsigned sizedPipelines;             // with a subgroup size that they ask for
     // Promises broken: queue used without the lock, objects made or destroyed without the allocator.
     unsigned unlocked, unallocated;
     bool locked;

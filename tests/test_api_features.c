@@ -1,11 +1,14 @@
 // Bad input of what goes beyond plain attention: types, masks, rotation, parameters, merge, compaction. An
 // error code, a message that names the field, nothing recorded.
+#define _DEFAULT_SOURCE // MAP_ANONYMOUS
 #include "harness.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 static const VkResult INVALID = VK_ERROR_VALIDATION_FAILED_EXT;
 
@@ -246,7 +249,7 @@ static void spoilAttention(VkmqaAttention attention, Calls* calls) {
     ATTENTION(attend.mask.size, calls->attend.mask.size - 4, "mask");
     ATTENTION(attend.mask.offset, calls->attend.mask.offset + 4, "mask");
     ATTENTION(attend.maskStride, calls->run.maskStride - 1, "maskStride");
-    ATTENTION(attend.maskStride, 0xFFFFFFFF, "mask");
+    ATTENTION(attend.maskStride, 0xFFFFFFFF, "use at most 33554432 words");
     ATTENTION(attend.maskStride, calls->run.maskStride + 1, "mask"); // a buffer for fewer
 #undef ATTENTION
 }
@@ -446,6 +449,11 @@ static void pipelineCachesAreChecked(void** state) {
     }
     data[0] = 31;
     openWith(data, size, 1, "a short header");
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE); // nothing behind what is given may be read
+    uint8_t* pages = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(pages != MAP_FAILED && mprotect(pages + page, page, PROT_NONE) == 0);
+    openWith(pages + page - 8, 8, 1, "8 bytes");
+    munmap(pages, 2 * page);
     free(data);
 }
 

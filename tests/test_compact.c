@@ -237,6 +237,36 @@ static void badListsAreNoticed(void** state) {
 }
 
 // Attention over the compacted cache is attention over the path of drafts.
+// More workgroups than kernels can count; the ranges are claims, and nothing is submitted.
+static void moreThanAGridIsRefused(void** state) {
+    (void)state;
+    const Model model = {.numHeadsQ = 65536, .numHeadsKv = 65536, .headDimQk = 8, .headDimV = 8, .pageSize = 16,
+                         .io = ORACLE_F16, .k = ORACLE_F16, .v = ORACLE_F16, .flags = TREE, .maxSeqLenKv = 16};
+    const VkmqaStepLimits limits = {.batch = 40000, .totalQ = 1};
+    VkmqaStep step = {.structSize = sizeof(step), .limits = limits};
+    VkmqaBufferRequirements needs;
+    VkmqaAttention attention;
+    VkmqaCommands commands;
+    VkmqaMemory memory;
+    REQUIRE(attentionCreate(&model, VKMQA_TIER_PORTABLE, &attention));
+    REQUIRE(vkmqaGetStepLayout(attention, &limits, &step.layout, &needs));
+    REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DEVICE, needs.size + (64 << 20), &memory));
+    REQUIRE(vkmqaCreateCommands(harness.device, &commands));
+    REQUIRE(vkmqaBeginCommands(commands));
+    step.metadata = vkmqaGetMemoryRange(memory, 0, needs.size);
+    const VkmqaKv kv = {vkmqaGetMemoryRange(memory, needs.size, 16 << 20),
+                        vkmqaGetMemoryRange(memory, needs.size + (32 << 20), 16 << 20), 1};
+    const VkmqaCompactInfo info = {.structSize = sizeof(info),
+                                   .recorder = vkmqaGetCommandsRecorder(commands),
+                                   .step = &step,
+                                   .kv = &kv};
+    expectCall(vkmqaCmdCompactKv(attention, vkmqaGetCommandBuffer(commands), &info), VK_ERROR_VALIDATION_FAILED_EXT,
+               "limits.batch is 40000", "a grid of 2.6 billion workgroups");
+    vkmqaDestroyCommands(commands);
+    vkmqaDestroyMemory(memory);
+    vkmqaDestroyAttention(attention);
+}
+
 static void attentionContinues(void** state) {
     (void)state;
     const Model model = modelOf(&shapes[0]);
@@ -283,6 +313,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(acceptedDraftsMove),
     cmocka_unit_test(badListsAreNoticed),
     cmocka_unit_test(attentionContinues),
+    cmocka_unit_test(moreThanAGridIsRefused),
 };
 
 HARNESS_MAIN(tests)

@@ -3,6 +3,8 @@
 #include "engine.h"
 #include "harness.h"
 
+#include "core/context.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,8 +63,12 @@ static void anEngineKeepsItsAllocatorAndItsLock(void** state) {
         VkmqaDeviceProperties properties = {.structSize = sizeof(properties)};
         REQUIRE(vkmqaGetDeviceProperties(device, &properties));
         assert_int_equal(properties.timestampPeriod > 0, engine.timestamps);
+        engine.sizedPipelines = 0;
         computeOn(device, featureless ? "imported without features" : "imported");
         assert_true(engine.submits > 0);
+        assert_int_equal(engine.waits, 0); // for its own fences alone
+        if (vkmqaGetDeviceContext(device)->caps.subgroupSizeControl) // also where there is but one size
+            assert_true(engine.sizedPipelines > 0);
         if (engine.unallocated)
             fail_msg("%u objects without the engine's allocator, the last by vk%s", engine.unallocated,
                      engine.lastUnallocated);
@@ -92,6 +98,36 @@ static void whatIsEnabledDecides(void** state) {
     VkmqaAttention made;
     assert_int_equal(vkmqaCreateAttention(vkmqaGetDeviceContext(device), &attention, &made),
                      VK_ERROR_FEATURE_NOT_PRESENT);
+    vkmqaCloseDevice(device);
+    engineClose(&engine);
+}
+
+// A workgroup without work would only cost time. The kernel takes eight elements an invocation.
+static void appendStartsWhatItNeeds(void** state) {
+    (void)state;
+    const Batch many = {.count = 1, .sequences = {{512, 512}}, .append = true};
+    Engine engine;
+    VkmqaContextCreateInfo context;
+    engineOpen(&engine, harness.properties.uuid, true);
+    VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
+    VkmqaDevice device;
+    VkmqaAttention attention;
+    REQUIRE(vkmqaImportDevice(&info, &device));
+    Swapped before = useDevice(device);
+    Model half = model;
+    half.io = half.source = ORACLE_F16;
+    REQUIRE(attentionCreate(&half, VKMQA_TIER_PORTABLE, &attention));
+    Problem problem = problemCreate(&half, &many, harness.seed, false);
+    Run run = runCreate(attention, &problem, NULL);
+    const VkmqaAppendInfo append = runAppendInfo(&run);
+    REQUIRE(vkmqaBeginCommands(run.commands));
+    engine.workgroups = 0;
+    REQUIRE(vkmqaCmdAppendKv(attention, vkmqaGetCommandBuffer(run.commands), &append));
+    assert_int_equal(engine.workgroups, 2 * 512 * half.numHeadsKv * half.headDimQk / 8 / 64);
+    runDestroy(&run);
+    problemDestroy(&problem);
+    vkmqaDestroyAttention(attention);
+    useAgain(before);
     vkmqaCloseDevice(device);
     engineClose(&engine);
 }
@@ -167,6 +203,7 @@ static void importsRejectBadInput(void** state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(anEngineKeepsItsAllocatorAndItsLock),
     cmocka_unit_test(whatIsEnabledDecides),
+    cmocka_unit_test(appendStartsWhatItNeeds),
     cmocka_unit_test(severalDevicesAtATime),
     cmocka_unit_test(importsRejectBadInput),
 };

@@ -171,6 +171,22 @@ static void a_given_split_size_is_kept(void** state) {
     assert_int_equal(plan.splits, 8);
 }
 
+// What a sequence is split into must not depend on how many others there are, or there are other bits.
+static void invariant_splits_know_one_sequence(void** state) {
+    (void)state;
+    struct VkmqaShape shape = make_shape(8, 1, 0);
+    struct VkmqaChoice choice = make_choice();
+    struct VkmqaPlan alone, one_of_many;
+    struct VkmqaProblem problem;
+    shape.invariant = true;
+    VkmqaStepLimits limits = make_limits(&shape, (VkmqaStepLimits){.batch = 1, .totalQ = 1, .maxSeqLenKv = 5000});
+    assert_true(vkmqa_make_plan(&caps, &shape, &choice, &limits, &alone, &problem));
+    limits = make_limits(&shape, (VkmqaStepLimits){.batch = 9999, .totalQ = 9999, .maxSeqLenKv = 5000});
+    assert_true(vkmqa_make_plan(&caps, &shape, &choice, &limits, &one_of_many, &problem));
+    assert_true(alone.splits > 1);
+    assert_int_equal(one_of_many.splitTokens, alone.splitTokens);
+}
+
 static void grids_beyond_the_device_are_refused(void** state) {
     (void)state;
     struct VkmqaCaps small = caps;
@@ -268,6 +284,7 @@ int main(void) {
         cmocka_unit_test(scratch_serves_smaller_calls),
         cmocka_unit_test(scratch_serves_shorter_contexts),
         cmocka_unit_test(a_given_split_size_is_kept),
+        cmocka_unit_test(invariant_splits_know_one_sequence),
         cmocka_unit_test(grids_beyond_the_device_are_refused),
         cmocka_unit_test(sizes_do_not_wrap),
         cmocka_unit_test(limits_have_defaults_and_bounds),

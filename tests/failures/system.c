@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -15,20 +16,35 @@
 // ---- Memory --------------------------------------------------------------------------------------
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static void* live[65536];
+enum { GUARD = 64, GUARD_BYTE = 0xA5 }; // behind every allocation; an index read from there leads far away
+static struct Live {
+    void* memory;
+    size_t size;
+} live[65536];
 static size_t liveCount;
 
-static void remember(void* memory) {
+static void remember(void* memory, size_t size) {
+    memset((char*)memory + size, GUARD_BYTE, GUARD);
     pthread_mutex_lock(&mutex);
     assert_true(liveCount < COUNT(live));
-    live[liveCount++] = memory;
+    live[liveCount++] = (struct Live){memory, size};
     pthread_mutex_unlock(&mutex);
+}
+
+static void checkGuard(const struct Live* allocation) {
+    const uint8_t* guard = (const uint8_t*)allocation->memory + allocation->size;
+    for (int i = 0; i < GUARD; i++)
+        if (guard[i] != GUARD_BYTE) {
+            fprintf(stderr, "byte %d behind an allocation of %zu was written\n", i, allocation->size);
+            abort();
+        }
 }
 
 static void forget(void* memory) {
     pthread_mutex_lock(&mutex);
     for (size_t i = liveCount; i-- > 0;)
-        if (live[i] == memory) {
+        if (live[i].memory == memory) {
+            checkGuard(&live[i]);
             live[i] = live[--liveCount];
             break;
         }
@@ -50,9 +66,11 @@ void* __wrap_calloc(size_t count, size_t size) {
         return __real_calloc(count, size);
     if (layerFail->fails("calloc"))
         return NULL;
-    void* memory = __real_calloc(count, size);
-    if (memory && layerFail->watching())
-        remember(memory);
+    if (!layerFail->watching() || (size && count > (SIZE_MAX - GUARD) / size))
+        return __real_calloc(count, size);
+    void* memory = __real_calloc(1, count * size + GUARD);
+    if (memory)
+        remember(memory, count * size);
     return memory;
 }
 
@@ -96,10 +114,18 @@ WRAP(int, rename, (const char* from, const char* to), (from, to), -1, EACCES)
 WRAP(ssize_t, read, (int file, void* data, size_t size), (file, data, size), -1, EIO)
 WRAP(ssize_t, write, (int file, const void* data, size_t size), (file, data, size), -1, ENOSPC)
 WRAP(off_t, lseek, (int file, off_t offset, int from), (file, offset, from), -1, EIO)
-WRAP(void*, dlopen, (const char* name, int flags), (name, flags), NULL, ENOENT)
 WRAP(int, pthread_create,
      (pthread_t * thread, const pthread_attr_t* attributes, void* (*start)(void*), void* argument),
      (thread, attributes, start, argument), EAGAIN, EAGAIN)
+
+// Loaders alone are opened, by their names.
+void* __real_dlopen(const char* name, int flags);
+void* __wrap_dlopen(const char* name, int flags);
+void* __wrap_dlopen(const char* name, int flags) {
+    if (layerFail && strncmp(name, "libvulkan.so", 12) != 0)
+        abort();
+    return layerFail && layerFail->fails("dlopen") ? NULL : __real_dlopen(name, flags);
+}
 
 int __real_open(const char* name, int flags, ...);
 int __wrap_open(const char* name, int flags, mode_t mode);

@@ -224,6 +224,59 @@ static void hangEverywhere(const char* name, Scenario scenario) {
     assert_true(2 * runs >= count && 2 * said >= runs);
 }
 
+static uint32_t placesOf(const char* entry) {
+    uint32_t count = 0;
+    for (uint32_t place = 0; place < layerFail->placeCount(); place++)
+        count += strcmp(layerFail->placeEntry(place), entry) == 0;
+    return count;
+}
+
+// Whoever has asked for the queues may have submitted to them: closing waits for that, and not for what nobody could do.
+static void closingWaitsForWhoeverHasTheQueues(void** state) {
+    (void)state;
+    for (int asked = 0; asked < 2; asked++) {
+        const VkmqaDeviceOpenInfo open = {.structSize = sizeof(open), .selector = "0", .messageCallback = harnessMessage};
+        VkmqaDeviceHandles handles = {.structSize = sizeof(handles)};
+        VkmqaDevice device;
+        REQUIRE(vkmqaOpenDevice(&open, &device));
+        if (asked)
+            REQUIRE(vkmqaGetDeviceHandles(device, &handles));
+        layerFail->begin(NULL);
+        layerFail->watch(true);
+        vkmqaCloseDevice(device);
+        layerFail->watch(false);
+        assert_int_equal(placesOf("vkWaitForFences") > 0, asked);
+    }
+}
+
+// A kernel that never answers its self-test: the device is lost to whoever goes on, and can be closed.
+static void aHungDeviceIsLost(void** state) {
+    (void)state;
+    const VkmqaDeviceOpenInfo open = {.structSize = sizeof(open), .selector = "0", .messageCallback = harnessMessage};
+    const VkmqaAttentionCreateInfo shape = {.structSize = sizeof(shape), .numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 16,
+                                            .maxSeqLenKv = 64};
+    LayerFailPlan plan = {0, VK_TIMEOUT, true};
+    for (int hangs = 0; hangs < 2; hangs++) {
+        VkmqaDevice device;
+        VkmqaAttention attention;
+        VkmqaMemory memory;
+        REQUIRE(vkmqaOpenDevice(&open, &device));
+        layerFail->begin(hangs ? &plan : NULL);
+        layerFail->watch(true);
+        VkResult result = vkmqaDeviceCreateAttention(device, &shape, &attention);
+        layerFail->watch(false);
+        while (!hangs && strcmp(layerFail->placeEntry(plan.place), "vkWaitForFences") != 0)
+            plan.place++;
+        layerFail->begin(NULL); // whatever follows succeeds, and yet
+        assert_int_equal(result, hangs ? VK_TIMEOUT : VK_SUCCESS);
+        if (hangs)
+            expectCall(vkmqaCreateMemory(device, VKMQA_MEMORY_DEVICE, 64, &memory), VK_ERROR_DEVICE_LOST, "lost", "memory");
+        else
+            vkmqaDestroyAttention(attention);
+        vkmqaCloseDevice(device);
+    }
+}
+
 static void aHangIsATimeout(void** state) {
     (void)state;
     hangEverywhere("own device", scenarioOwn);
@@ -240,6 +293,8 @@ int main(void) {
         cmocka_unit_test(onAnEnginesDevice),
         cmocka_unit_test(ofACache),
         cmocka_unit_test(aHangIsATimeout),
+        cmocka_unit_test(aHungDeviceIsLost),
+        cmocka_unit_test(closingWaitsForWhoeverHasTheQueues),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     harness.seed = seed ? strtoull(seed, NULL, 0) : 1;
