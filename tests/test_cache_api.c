@@ -65,6 +65,9 @@ static void creationRejectsBadInput(void** state) {
     layers[1].v = all;
     layers[1].v.offset = 8;
     REJECTS(vkmqaCreateCache(&info, &cache), "multiples of 16");
+    layers[1].v.offset = 0;
+    layers[1].v.address = 8;
+    REJECTS(vkmqaCreateCache(&info, &cache), "multiples of 16");
     layers[1].v = all;
 
     // What submits needs a device.
@@ -119,6 +122,14 @@ static void callsRejectBadInput(void** state) {
     REJECTS(vkmqaDestroySequence(cache, foreign), "none of this cache");
     REJECTS(vkmqaPinSequence(cache, foreign, VK_TRUE), "none of this cache");
     assert_int_equal(vkmqaDestroySequence(cache, 0), VK_SUCCESS);
+    VkmqaSequenceCreateInfo begin = {.structSize = 3};
+    REJECTS(vkmqaCreateSequence(cache, &begin, &fork, NULL), "structSize");
+    begin = (VkmqaSequenceCreateInfo){.structSize = sizeof(begin), .tokenCount = 3};
+    REJECTS(vkmqaCreateSequence(cache, &begin, &fork, NULL), "tokenIds is null");
+    VkmqaCacheState cacheState = {.structSize = 4};
+    REJECTS(vkmqaGetCacheState(cache, &cacheState), "structSize");
+    VkmqaSequenceState sequenceState = {.structSize = 4};
+    REJECTS(vkmqaGetSequenceState(cache, a, &sequenceState), "structSize");
 
     VkmqaCacheStep step = {.structSize = sizeof(step)};
     VkmqaSequenceTokens tokens[] = {{a, 1, NULL, NULL}, {b, 1, NULL, NULL}};
@@ -126,6 +137,8 @@ static void callsRejectBadInput(void** state) {
 #define BUILD(word) REJECTS(vkmqaBuildStep(cache, &build, &step), word)
     build.count = 0;
     BUILD("count is 0");
+    build.count = 5;
+    BUILD("info.count is 5; the cache was created for a maxBatch of 4");
     build.count = 2;
     build.tokens = NULL;
     BUILD("tokens is null");
@@ -182,6 +195,7 @@ static void callsRejectBadInput(void** state) {
     SHIFT("parameters"); // with a ropeStyle
     shift.sequence = foreign;
     SHIFT("none of this cache");
+    REJECTS(vkmqaCmdShiftSequence(cache, VK_NULL_HANDLE, &shift), "commandBuffer is null");
     shift.structSize = 1;
     SHIFT("structSize");
     vkmqaDestroyCommands(commands);
@@ -290,6 +304,15 @@ static void unrecordedStepsCount(void** state) {
     REJECTS(vkmqaCmdUpdateCache(other, commandBuffer, &steps[1]), "none of this cache's");
     VkmqaCacheStep wrong = steps[1];
     wrong.step.limits.batch = 5;
+    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &wrong), "none of this cache's");
+    wrong = steps[1];
+    wrong.mapped = &wrong;
+    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &wrong), "none of this cache's");
+    wrong = steps[1];
+    wrong.slot = 1000;
+    REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &wrong), "none of this cache's");
+    wrong = steps[1];
+    wrong.number = 1000;
     REJECTS(vkmqaCmdUpdateCache(cache, commandBuffer, &wrong), "none of this cache's");
     // A later step overtakes: the second page was never written, and what stands behind it is lost with it.
     REQUIRE(vkmqaCmdUpdateCache(cache, commandBuffer, &steps[2]));

@@ -3,6 +3,7 @@
 // no bit of the output.
 #include "harness.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,9 +170,48 @@ static void whatIsSeenDoesShow(void** state) {
     }
 }
 
+// An infinite value, wherever it stands in a row, reaches its own element of the rows that see it, and no other.
+static void oneElementReachesItsOwn(void** state) {
+    (void)state;
+    enum { HEADS = 8, DIM = 64 };
+    const Model model = {.numHeadsQ = HEADS, .numHeadsKv = 1, .headDimQk = DIM, .headDimV = DIM, .pageSize = 16,
+                         .io = F32, .k = F16, .v = F16, .causal = true, .maxSeqLenKv = 300};
+    const Batch batch = {1, {{2, 100}}, .append = false};
+    for (uint32_t t = 0; t < harness.tierCount; t++) {
+        Problem problem = problemCreate(&model, &batch, 4, true);
+        VkmqaAttention attention;
+        REQUIRE(attentionCreate(&model, harness.tiers[t], &attention));
+        Run run = runCreate(attention, &problem, NULL);
+        runUpload(&run, &problem);
+        runRecord(&run, false);
+        OracleCache cache = problemCache(&problem, true);
+        for (uint32_t element = 0; element < 16; element++) {
+            const uint16_t infinity = 0x7C00;
+            uint8_t* image = problemImage(&problem, true);
+            // Of the last token, which the second query alone sees.
+            memcpy(image + oracleRowOffset(&cache, (uint32_t)problem.slots[99], 0) + 2 * element, &infinity, 2);
+            guardedUpload(&run.v, image);
+            runSubmit(&run);
+            Output output = runRead(&run);
+            float* values = outputValues(&run, &problem, &output);
+            for (uint32_t i = 0; i < 2 * HEADS * DIM; i++)
+                if (isfinite(values[i]) == (i / (HEADS * DIM) == 1 && i % DIM == element))
+                    fail_msg("%s: element %u infinite, output %u of query %u is %g", tierName(harness.tiers[t]), element,
+                             i % DIM, i / (HEADS * DIM), (double)values[i]);
+            free(values);
+            free(image);
+            outputDestroy(&output);
+        }
+        runDestroy(&run);
+        problemDestroy(&problem);
+        vkmqaDestroyAttention(attention);
+    }
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(whatNobodySeesChangesNothing),
     cmocka_unit_test(whatIsSeenDoesShow),
+    cmocka_unit_test(oneElementReachesItsOwn),
 };
 
 HARNESS_MAIN(tests)

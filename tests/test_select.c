@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/internal.h"
@@ -249,9 +250,150 @@ static void kept_candidates_are_the_reachable_ones(void** state) {
     }
 }
 
+static uint32_t seed = 1;
+static uint32_t below(uint32_t bound) {
+    seed = seed * 1664525u + 1013904223u;
+    return (seed >> 8) % bound;
+}
+static bool mostly(void) { return below(4) != 0; }
+
+static struct VkmqaCaps any_device(void) {
+    static const VkPhysicalDeviceType types[] = {VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU, VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
+                                                 VK_PHYSICAL_DEVICE_TYPE_CPU};
+    static const uint32_t vendors[] = {0x1002, 0x10DE, 0x8086, 0x106B, 0x5143, 0x13B5};
+    struct VkmqaCaps caps = gpu();
+    caps.type = types[below(3)];
+    caps.vendorId = vendors[below(6)];
+    caps.driverId = below(28); // lavapipe and SwiftShader among them, and Mesa's for Apple
+    caps.driverVersion = below(3) ? 0xFFFFFFFF : 0;
+    caps.apiVersion = mostly() ? VK_API_VERSION_1_3 : VK_API_VERSION_1_1;
+    caps.deviceAddress = mostly();
+    caps.storage16 = mostly();
+    caps.float16 = mostly();
+    caps.narrowIntegers = mostly();
+    caps.subgroupShuffle = mostly();
+    caps.subgroupBallot = mostly();
+    caps.subgroupVote = mostly();
+    caps.subgroupSizeControl = mostly();
+    caps.computeFullSubgroups = mostly();
+    caps.minSubgroupSize = 1u << below(7);
+    caps.subgroupSize = caps.minSubgroupSize << below(2);
+    caps.maxSubgroupSize = caps.subgroupSize << below(2);
+    caps.maxInvocations = 64u << below(5);
+    caps.sharedMemory = 8192u << below(4);
+    caps.storageBuffersPerStage = mostly() ? VKMQA_BIND_COUNT : VKMQA_BIND_COUNT - 1;
+    caps.maxGroupCount[2] = mostly() ? 65535 : 64;
+    caps.matrixCount = below(4);
+    for (uint32_t i = 0; i < caps.matrixCount; ++i) {
+        uint32_t sizes[3];
+        for (int k = 0; k < 3; ++k)
+            sizes[k] = mostly() ? 8u << below(2) : 1 + below(70);
+        caps.matrices[i] = (struct VkmqaMatrix){sizes[0], sizes[1], sizes[2]};
+    }
+    return caps;
+}
+
+static struct VkmqaShape any_shape(void) {
+    static const uint32_t dims[] = {8, 40, 64, 128, 256, 576};
+    struct VkmqaShape shape = shape_of(1 + below(128), 1, dims[below(6)]);
+    shape.kType = (VkmqaType)below(6);
+    shape.vType = below(2) ? shape.kType : (VkmqaType)below(6);
+    shape.ioType = shape.newType = (VkmqaType)below(3);
+    shape.tier = mostly() ? VKMQA_TIER_AUTO : (VkmqaTier)below(5);
+    shape.hadamard = below(5) ? 1 : 8;
+    shape.invariant = !mostly();
+    shape.maxSeqLenKv = 64u << below(14);
+    for (uint32_t i = below(4); i < 3; ++i)
+        shape.avoidKernels |= 1ull << below(64);
+    return shape;
+}
+
+// Names of the table to make profiles of, among them one that it does not have.
+static struct VkmqaTuned any_profile(void) {
+    struct VkmqaTuned tuned = {.count = below(3)};
+    for (uint32_t i = 0; i < tuned.count; ++i) {
+        const char* name = vkmqaGetKernelName(below(60));
+        snprintf(tuned.kernels[i].name, sizeof tuned.kernels[i].name, "%s", name ? name : "unheard-of");
+        tuned.kernels[i].upTo = i + 1 < tuned.count ? 4 : UINT32_MAX;
+        tuned.kernels[i].splitSize = below(2) * 128;
+        tuned.kernels[i].workgroups = below(2) * 64;
+    }
+    return tuned;
+}
+
+static bool lists(const struct VkmqaCaps* caps, const struct VkmqaMatrix* matrix) {
+    for (uint32_t i = 0; i < caps->matrixCount; ++i)
+        if (memcmp(&caps->matrices[i], matrix, sizeof *matrix) == 0)
+            return true;
+    return false;
+}
+
+static void check_candidate(const struct VkmqaCaps* caps, const struct VkmqaShape* shape, const struct VkmqaCandidate* c) {
+    assert_true(c->workgroupSize >= 1 && c->workgroupSize <= caps->maxInvocations);
+    assert_true(c->sharedMemory <= caps->sharedMemory);
+    assert_true(c->bind ? caps->storageBuffersPerStage >= VKMQA_BIND_COUNT : caps->deviceAddress);
+    assert_true(shape->tier == VKMQA_TIER_AUTO || c->tier == shape->tier);
+    assert_false(shape->avoidKernels >> c->kernel & 1);
+    assert_true(c->tier != VKMQA_TIER_CPU || caps->type == VK_PHYSICAL_DEVICE_TYPE_CPU);
+    if (c->subgroupSize) {
+        assert_true(caps->subgroupShuffle);
+        assert_true(c->subgroupSize == caps->subgroupSize ||
+                    (caps->subgroupSizeControl && c->subgroupSize >= caps->minSubgroupSize &&
+                     c->subgroupSize <= caps->maxSubgroupSize));
+        assert_int_equal(c->workgroupSize % c->subgroupSize, 0);
+        assert_true(c->workgroupSize == c->subgroupSize || caps->computeFullSubgroups);
+    }
+    if (c->matrix.m) {
+        assert_int_equal(c->tier, VKMQA_TIER_COOPMAT);
+        assert_true(lists(caps, &c->matrix) && caps->float16 && caps->subgroupVote && caps->computeFullSubgroups);
+        assert_int_equal(c->rows % c->matrix.m, 0);
+        assert_true(c->matrix.m <= c->subgroupSize && c->columnGroups <= c->matrix.m);
+        assert_int_equal(c->block % c->matrix.n, 0);
+        assert_int_equal(c->block % c->matrix.k, 0);
+        assert_true((shape->kType != VKMQA_TYPE_F32 && shape->vType != VKMQA_TYPE_F32));
+    }
+}
+
+// Whatever a device says of itself, kernels are chosen that it can run, or a sentence says what is missing; and what runs
+// by descriptors alone always runs.
+static void any_device_gets_what_it_can_run(void** state) {
+    (void)state;
+    uint32_t chosen[VKMQA_TIER_COOPMAT + 1] = {0}, refused = 0;
+    for (uint32_t round = 0; round < 200000; ++round) {
+        const struct VkmqaCaps caps = any_device();
+        const struct VkmqaShape shape = any_shape();
+        const struct VkmqaTuned tuned = any_profile();
+        struct VkmqaChoice choice;
+        struct VkmqaProblem problem = {{0}};
+        VkResult result = vkmqa_select(&caps, &shape, below(2) ? &tuned : NULL, &choice, &problem);
+        if (result) {
+            assert_int_equal(result, VK_ERROR_FEATURE_NOT_PRESENT);
+            assert_true(problem.text[0]);
+            assert_true(shape.tier != VKMQA_TIER_AUTO || shape.avoidKernels || caps.maxInvocations < 128 ||
+                        caps.sharedMemory < 16384 || caps.storageBuffersPerStage < VKMQA_BIND_COUNT);
+            refused++;
+            continue;
+        }
+        assert_in_range(choice.count, 1, VKMQA_MAX_CANDIDATES);
+        assert_int_equal(choice.candidates[choice.count - 1].upTo, UINT32_MAX);
+        for (uint32_t i = 0; i < choice.count; ++i) {
+            assert_int_equal(choice.candidates[i].bind, choice.bind);
+            check_candidate(&caps, &shape, &choice.candidates[i]);
+            chosen[choice.candidates[i].tier]++;
+        }
+        assert_true(!shape.invariant || choice.count == 1);
+        assert_false(shape.avoidKernels >> choice.appendKernel & 1);
+        assert_true(choice.appendWorkgroupSize <= caps.maxInvocations || choice.appendWorkgroupSize == 128);
+    }
+    for (uint32_t tier = VKMQA_TIER_PORTABLE; tier <= VKMQA_TIER_COOPMAT; ++tier)
+        assert_true(chosen[tier] > 1000);
+    assert_true(refused > 1000);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tier_follows_features),
+        cmocka_unit_test(any_device_gets_what_it_can_run),
         cmocka_unit_test(the_poorest_device_runs_all),
         cmocka_unit_test(intels_subgroups_are_chosen),
         cmocka_unit_test(refusals_name_what_this_device_lacks),

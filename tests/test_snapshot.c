@@ -397,6 +397,19 @@ static void anotherCacheRefuses(void** state) {
     assert_int_equal(vkmqaSaveSequences(world.cache, 0, sequences, &info), VK_ERROR_VALIDATION_FAILED_EXT);
     assert_int_equal(vkmqaSaveSequences(world.cache, 1, NULL, &info), VK_ERROR_VALIDATION_FAILED_EXT);
     assert_non_null(strstr(harness.message, "give a sequence"));
+    char tag[100] = "";
+    memset(tag, 't', 64);
+    info.modelTag = tag;
+    assert_int_equal(vkmqaLoadSequences(world.cache, &info, &count, sequences), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_non_null(strstr(harness.message, "info.modelTag is longer than"));
+    info = fileInfo();
+    info.structSize = 2;
+    assert_int_equal(vkmqaLoadSequences(world.cache, &info, &count, sequences), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_non_null(strstr(harness.message, "structSize"));
+    info = fileInfo();
+    info.path = "/tmp"; // no file
+    assert_int_equal(vkmqaLoadSequences(world.cache, &info, &count, sequences), VK_ERROR_UNKNOWN);
+    assert_non_null(strstr(harness.message, "info.path is not a file"));
     info.path = "/tmp/no/such/folder/file";
     assert_int_equal(vkmqaLoadSequences(world.cache, &info, &count, sequences), VK_ERROR_UNKNOWN);
     assert_non_null(strstr(harness.message, strerror(ENOENT)));
@@ -528,6 +541,12 @@ static void failedSavesLeaveTheOldFile(void** state) {
     }
     info.path = "/tmp/no/such/folder/file";
     assert_int_equal(vkmqaSaveSequences(world.cache, 1, &sequence, &info), VK_ERROR_UNKNOWN);
+    char before[1024]; // a name alone is a file of the working folder
+    assert_true(getcwd(before, sizeof(before)) && chdir(folder) == 0);
+    info = (VkmqaSnapshotInfo){.structSize = sizeof(info), .path = "name"};
+    REQUIRE(vkmqaSaveSequences(world.cache, 1, &sequence, &info));
+    assert_int_equal(remove("name"), 0);
+    assert_int_equal(chdir(before), 0);
     REQUIRE(vkmqaDestroySequence(world.cache, sequence));
 }
 

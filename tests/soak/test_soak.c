@@ -2,7 +2,7 @@
 // closed and opened again, and now and then a call of Vulkan fails; all of it is judged by the model of test_cache.
 // After each round the process must hold what it held before (flat.h), and after each device no Vulkan object.
 //
-// Environment: VKMQA_SOAK_SECONDS   how long, default 60 (3600 if long)
+// Environment: VKMQA_SOAK_SECONDS   how long, default 180 (3600 if long)
 #define _POSIX_C_SOURCE 200809L
 #include "cache_world.h"
 #include "failures/failures.h"
@@ -56,7 +56,7 @@ static double now(void) {
 
 static double secondsToRun(void) {
     const char* given = getenv("VKMQA_SOAK_SECONDS");
-    return given ? strtod(given, NULL) : harnessIsLong() ? 3600 : 60;
+    return given ? strtod(given, NULL) : harnessIsLong() ? 3600 : 180;
 }
 
 static void openDevice(void) {
