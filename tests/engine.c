@@ -141,6 +141,16 @@ static VKAPI_ATTR void VKAPI_CALL engineCmdDispatch(VkCommandBuffer commands, ui
     nextCmdDispatch(commands, x, y, z);
 }
 
+static PFN_vkCmdPipelineBarrier nextCmdPipelineBarrier;
+static VKAPI_ATTR void VKAPI_CALL
+engineCmdPipelineBarrier(VkCommandBuffer commands, VkPipelineStageFlags from, VkPipelineStageFlags to,
+                         VkDependencyFlags flags, uint32_t count, const VkMemoryBarrier* barriers, uint32_t bufferCount,
+                         const VkBufferMemoryBarrier* buffers, uint32_t imageCount, const VkImageMemoryBarrier* images) {
+    current->barrier = count ? barriers[0] : (VkMemoryBarrier){.srcAccessMask = 0};
+    current->barrierTo = to;
+    nextCmdPipelineBarrier(commands, from, to, flags, count, barriers, bufferCount, buffers, imageCount, images);
+}
+
 static PFN_vkVoidFunction interpose(const char* name, PFN_vkVoidFunction next) {
     if (!next)
         return NULL;
@@ -156,6 +166,7 @@ static PFN_vkVoidFunction interpose(const char* name, PFN_vkVoidFunction next) {
     INTERPOSE(QueueWaitIdle, )
     INTERPOSE(CmdDispatchBase, )
     INTERPOSE(CmdDispatch, )
+    INTERPOSE(CmdPipelineBarrier, )
     return next;
 }
 

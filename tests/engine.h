@@ -21,6 +21,8 @@ typedef struct Engine {
     unsigned dispatches, submits, waits; // dispatches: of attention; waits: for a whole queue
     uint64_t workgroups;                 // of all dispatches
     unsigned sizedPipelines;             // with a subgroup size that they ask for
+    VkMemoryBarrier barrier;             // of the last vkCmdPipelineBarrier
+    VkPipelineStageFlags barrierTo;
     // Promises broken: queue used without the lock, objects made or destroyed without the allocator.
     unsigned unlocked, unallocated;
     bool locked;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static const VkResult INVALID = VK_ERROR_VALIDATION_FAILED_EXT;
@@ -120,6 +121,34 @@ static void downloadsAreWrittenOnce(void** state) {
     vkmqaDestroyMemory(memory);
 }
 
+// Between nothing and what a clock beside it says.
+static void timesArePlausible(void** state) {
+    (void)state;
+    enum { BYTES = 16 << 20 };
+    VkmqaCommands commands;
+    VkmqaMemory memory;
+    struct timespec begin, end;
+    VkmqaDeviceHandles handles = {.structSize = sizeof(handles)};
+    REQUIRE(vkmqaGetDeviceHandles(harness.device, &handles));
+    PFN_vkCmdFillBuffer fill = (PFN_vkCmdFillBuffer)handles.getInstanceProcAddr(handles.instance, "vkCmdFillBuffer");
+    REQUIRE(vkmqaCreateMemory(harness.device, VKMQA_MEMORY_DEVICE, BYTES, &memory));
+    REQUIRE(vkmqaCreateCommands(harness.device, &commands));
+    for (uint32_t turn = 0; turn < 5; turn++) {
+        REQUIRE(vkmqaBeginCommands(commands));
+        fill(vkmqaGetCommandBuffer(commands), vkmqaGetMemoryRange(memory, 0, 0).buffer, 0, BYTES, turn);
+        timespec_get(&begin, TIME_UTC);
+        REQUIRE(vkmqaSubmitCommands(commands));
+        REQUIRE(vkmqaWaitCommands(commands, UINT64_MAX));
+        timespec_get(&end, TIME_UTC);
+        const double took = vkmqaGetCommandsTime(commands);
+        const double beside = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+        if (harness.properties.timestampPeriod > 0 ? took <= 0 || took > beside + 1 : took != 0)
+            fail_msg("the device says %g s, the clock %g s", took, beside);
+    }
+    vkmqaDestroyCommands(commands);
+    vkmqaDestroyMemory(memory);
+}
+
 // ---- After fork() ----------------------------------------------------------------------------------
 
 // A device with everything that hangs from one: a staging buffer, a mapped memory, recorded commands.
@@ -204,6 +233,7 @@ static void forkedChildrenDestroyInAnyOrder(void** state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(selectorsRejectWhatFitsNothing), cmocka_unit_test(memoriesRejectBadRanges),
     cmocka_unit_test(largeTransfersAreWhole),         cmocka_unit_test(downloadsAreWrittenOnce),
+    cmocka_unit_test(timesArePlausible),
     cmocka_unit_test(forkedChildrenDestroyInAnyOrder),
 };
 

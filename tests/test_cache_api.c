@@ -245,6 +245,39 @@ static void fullCachesSayWhatIsMissing(void** state) {
     vkmqaDestroyCache(cache);
 }
 
+// Nothing is dropped, nothing is done: shared pages stay shared, and prefixes are found.
+static void shiftsByNothingDoNothing(void** state) {
+    (void)state;
+    const VkmqaCacheCreateInfo info = goodInfo();
+    VkmqaCache cache = makeCache(&info);
+    uint32_t ids[3 * PAGE];
+    for (uint32_t i = 0; i < COUNT(ids); i++)
+        ids[i] = 100 + i;
+    VkmqaSequence first = makeSequence(cache), second;
+    const VkmqaSequenceTokens tokens = {first, COUNT(ids), ids, NULL};
+    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+    VkmqaCacheStep step = {.structSize = sizeof(step)};
+    buildStep(cache, &build, &step);
+    REQUIRE(vkmqaForkSequence(cache, first, COUNT(ids), &second));
+    const VkmqaCacheState before = stateOf(cache);
+    VkmqaCommands commands;
+    REQUIRE(vkmqaCreateCommands(harness.device, &commands));
+    REQUIRE(vkmqaBeginCommands(commands));
+    for (uint32_t keep = 0; keep <= COUNT(ids); keep += PAGE / 2) {
+        const VkmqaShiftInfo shift = {.structSize = sizeof(shift), .recorder = vkmqaGetCommandsRecorder(commands),
+                                      .sequence = second, .keep = keep};
+        REQUIRE(vkmqaCmdShiftSequence(cache, vkmqaGetCommandBuffer(commands), &shift));
+    }
+    const VkmqaCacheState after = stateOf(cache);
+    assert_memory_equal(&before, &after, sizeof(before));
+    REQUIRE(vkmqaDestroySequence(cache, first));
+    assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), 3 * PAGE);
+    grow(cache, second, 2 * PAGE);
+    REQUIRE(vkmqaDestroySequence(cache, second));
+    vkmqaDestroyCommands(commands);
+    vkmqaDestroyCache(cache);
+}
+
 // Two holders of a page that both write to it need one copy: the last one keeps the page.
 static void lastHolderKeepsThePage(void** state) {
     (void)state;
@@ -465,6 +498,7 @@ static void savesTellTheirProgress(void** state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(creationRejectsBadInput), cmocka_unit_test(budgetIsRespected),
     cmocka_unit_test(callsRejectBadInput),     cmocka_unit_test(fullCachesSayWhatIsMissing),
+    cmocka_unit_test(shiftsByNothingDoNothing),
     cmocka_unit_test(lastHolderKeepsThePage),  cmocka_unit_test(unrecordedStepsCount),
     cmocka_unit_test(copiesComeBehindEarlierSteps), cmocka_unit_test(leastRecentGoesFirst),
     cmocka_unit_test(savesTellTheirProgress),

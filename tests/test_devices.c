@@ -139,7 +139,8 @@ static void resultsHaveNames(void** state) {
         ROW(VK_ERROR_MEMORY_MAP_FAILED), ROW(VK_ERROR_LAYER_NOT_PRESENT), ROW(VK_ERROR_EXTENSION_NOT_PRESENT),
         ROW(VK_ERROR_FEATURE_NOT_PRESENT), ROW(VK_ERROR_INCOMPATIBLE_DRIVER), ROW(VK_ERROR_TOO_MANY_OBJECTS),
         ROW(VK_ERROR_INVALID_EXTERNAL_HANDLE), ROW(VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS),
-        ROW(VK_ERROR_VALIDATION_FAILED_EXT), ROW(VK_ERROR_UNKNOWN), {(VkResult)-12345, "an undocumented error"},
+        ROW(VK_ERROR_VALIDATION_FAILED_EXT), ROW(VK_ERROR_UNKNOWN),
+        ROW(VK_ERROR_OUT_OF_POOL_MEMORY), ROW(VK_ERROR_FRAGMENTED_POOL), ROW(VK_ERROR_FRAGMENTATION), {(VkResult)-12345, "an undocumented error"},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         assert_string_equal(vkmqa_result_name(rows[i].result), rows[i].name);

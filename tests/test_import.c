@@ -5,6 +5,8 @@
 
 #include "core/context.h"
 
+#include <vkmqa/vkmqa_cache.h>
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,6 +134,50 @@ static void appendStartsWhatItNeeds(void** state) {
     engineClose(&engine);
 }
 
+// No layer sees what kernels reach by address, so: copies of pages are visible to all that may follow.
+static void copiesOfPagesAreVisible(void** state) {
+    (void)state;
+    const VkAccessFlags all = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_READ_BIT |
+                              VK_ACCESS_TRANSFER_WRITE_BIT;
+    Engine engine;
+    VkmqaContextCreateInfo context;
+    engineOpen(&engine, harness.properties.uuid, false);
+    VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
+    VkmqaDevice device;
+    VkmqaAttention attention;
+    VkmqaCache cache;
+    VkmqaCommands commands;
+    VkmqaSequence sequence, fork;
+    REQUIRE(vkmqaImportDevice(&info, &device));
+    Swapped before = useDevice(device);
+    REQUIRE(attentionCreate(&model, VKMQA_TIER_AUTO, &attention));
+    const VkmqaCacheCreateInfo create = {.structSize = sizeof(create), .attention = attention, .numLayers = 1, .numPages = 8,
+                                         .maxSequences = 2, .maxNewTokens = 8, .device = device};
+    REQUIRE(vkmqaCreateCache(&create, &cache));
+    REQUIRE(vkmqaCreateCommands(device, &commands));
+    REQUIRE(vkmqaCreateSequence(cache, NULL, &sequence, NULL));
+    VkmqaSequenceTokens tokens = {sequence, 5, NULL, NULL};
+    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+    VkmqaCacheStep step = {.structSize = sizeof(step)};
+    REQUIRE(vkmqaBeginCommands(commands));
+    REQUIRE(vkmqaBuildStep(cache, &build, &step));
+    REQUIRE(vkmqaCmdUpdateCache(cache, vkmqaGetCommandBuffer(commands), &step));
+    REQUIRE(vkmqaForkSequence(cache, sequence, 5, &fork));
+    tokens.sequence = fork; // whose first new token copies the page
+    REQUIRE(vkmqaBuildStep(cache, &build, &step));
+    engine.barrier.dstAccessMask = 0;
+    REQUIRE(vkmqaCmdUpdateCache(cache, vkmqaGetCommandBuffer(commands), &step));
+    assert_int_equal(engine.barrier.dstAccessMask & all, all);
+    assert_true(engine.barrier.srcAccessMask & VK_ACCESS_TRANSFER_WRITE_BIT);
+    assert_true(engine.barrierTo & VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT);
+    vkmqaDestroyCache(cache);
+    vkmqaDestroyCommands(commands);
+    vkmqaDestroyAttention(attention);
+    useAgain(before);
+    vkmqaCloseDevice(device);
+    engineClose(&engine);
+}
+
 static void severalDevicesAtATime(void** state) {
     (void)state;
     VkmqaDeviceProperties listed[8] = {{.structSize = sizeof(listed[0])}};
@@ -204,6 +250,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(anEngineKeepsItsAllocatorAndItsLock),
     cmocka_unit_test(whatIsEnabledDecides),
     cmocka_unit_test(appendStartsWhatItNeeds),
+    cmocka_unit_test(copiesOfPagesAreVisible),
     cmocka_unit_test(severalDevicesAtATime),
     cmocka_unit_test(importsRejectBadInput),
 };

@@ -19,7 +19,7 @@ static struct Machine {
     uint32_t instanceVersion;
     VkResult versionResult, instanceResult, extensionResult, deviceResult;
     const char* withheld;   // a function that nothing has
-    bool noEntry;           // the loader exports nothing
+    bool noLoader, noEntry; // there is none; it exports nothing
     bool portability;       // the instance lists it
     uint32_t late;          // so many enumerations have become longer between their two calls
     uint32_t devices, version;
@@ -46,10 +46,14 @@ static void hear(VkmqaSeverity severity, const char* text, void* userData) {
 // ---- The loader ------------------------------------------------------------------------------------
 
 static char library;
+static uint32_t tries; // names of loaders
 void* __wrap_dlopen(const char* name, int flags);
 void* __wrap_dlopen(const char* name, int flags) {
+    static const char* const names[] = {"libvulkan.so.1", "libvulkan.so"}; // with the version first
     (void)flags;
-    return strcmp(name, "libvulkan.so") == 0 ? &library : NULL; // the second name that there is
+    assert_true(tries < 2);
+    assert_string_equal(name, names[tries++]);
+    return tries == 2 && !machine.noLoader ? &library : NULL;
 }
 static PFN_vkVoidFunction lookUp(VkInstance instance, const char* name);
 void* __wrap_dlsym(void* from, const char* name);
@@ -249,6 +253,7 @@ static const struct Machine usual = {
 
 static VkResult list(uint32_t* count, VkmqaDeviceProperties* properties) {
     message[0] = 0;
+    tries = 0;
     VkResult result = vkmqaListDevices(count, properties, hear, NULL);
     assert_int_equal(instances, 0);
     return result;
@@ -261,6 +266,7 @@ static void oldLoadersAreNamed(void** state) {
         VkResult result;
         const char* word;
     } rows[] = {
+        {{.noLoader = true}, VK_ERROR_INCOMPATIBLE_DRIVER, "no Vulkan loader (libvulkan.so.1)"},
         {{.noEntry = true}, VK_ERROR_INCOMPATIBLE_DRIVER, "exports no vkGetInstanceProcAddr"},
         {{.withheld = "vkCreateInstance"}, VK_ERROR_INCOMPATIBLE_DRIVER, "older than Vulkan 1.1"},
         {{.withheld = "vkEnumerateInstanceVersion"}, VK_ERROR_INCOMPATIBLE_DRIVER, "older than Vulkan 1.1"},
@@ -280,6 +286,7 @@ static void oldLoadersAreNamed(void** state) {
         uint32_t count = 0;
         machine = usual;
         const struct Machine* row = &rows[i].machine;
+        machine.noLoader = row->noLoader;
         machine.noEntry = row->noEntry;
         machine.withheld = row->withheld;
         machine.versionResult = row->versionResult;
@@ -389,6 +396,7 @@ static void queuesAreChosen(void** state) {
         const VkmqaDeviceOpenInfo open = {.structSize = sizeof(open), .selector = "0", .messageCallback = hear};
         VkmqaDevice device = NULL;
         if (!rows[i].usable) {
+            tries = 0;
             assert_int_equal(vkmqaOpenDevice(&open, &device), INCOMPATIBLE);
             assert_non_null(strstr(message, "no compute queue"));
         }
@@ -427,6 +435,9 @@ static void requirementsFollowVersionAndExtensions(void** state) {
     assert_int_equal(vkmqaGetDeviceRequirements(&info, &needs), VK_SUCCESS);
     assert_int_equal(needs.extensionCount, 2);
     assert_string_equal(needs.extensionNames[1], "VK_KHR_portability_subset");
+    machine.late = 1; // the list has grown between two calls
+    assert_int_equal(vkmqaGetDeviceRequirements(&info, &needs), VK_SUCCESS);
+    assert_int_equal(needs.extensionCount, 2);
     machine.withheld = "vkGetPhysicalDeviceFeatures2";
     assert_int_equal(vkmqaGetDeviceRequirements(&info, &needs), INCOMPATIBLE);
     machine = usual;

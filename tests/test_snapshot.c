@@ -268,6 +268,8 @@ static void expectRefused(const uint8_t* bytes, size_t size, VkResult wanted, co
         // A stream has no size to compare with: how it is refused depends on what runs out first.
         if (result == VK_SUCCESS || (wanted && i == 0 && result != wanted))
             fail_msg("%s: VkResult %d (%s)", label, result, harness.message);
+        if (!harness.message[0])
+            fail_msg("%s: VkResult %d without a word", label, result);
         if (i == 0 && !strstr(harness.message, word))
             fail_msg("%s: the message does not speak of %s: \"%s\"", label, word, harness.message);
         const VkmqaCacheState after = stateOf(&world);
@@ -416,13 +418,16 @@ static void anotherCacheRefuses(void** state) {
     assert_int_equal(stateOf(&world).usedPages, 0);
 }
 
-// Host memory that a load asks for, counted through the context's allocator.
+// Host memory that a load asks for, counted through the context's allocator. Behind it is what nobody may change, and
+// what leads far away as an index.
+enum { GUARD = 64, GUARD_BYTE = 0xA5 };
 static size_t allocated, mostAllocated;
 static VKAPI_ATTR void* VKAPI_CALL countedAllocation(void* user, size_t size, size_t alignment,
                                                      VkSystemAllocationScope scope) {
     (void)user, (void)alignment, (void)scope;
-    size_t* memory = aligned_alloc(64, (size + 64 + 63) & ~(size_t)63);
+    size_t* memory = aligned_alloc(64, (64 + size + GUARD + 63) & ~(size_t)63);
     memory[0] = size;
+    memset((char*)memory + 64 + size, GUARD_BYTE, GUARD);
     allocated += size;
     if (allocated > mostAllocated)
         mostAllocated = allocated;
@@ -433,6 +438,10 @@ static VKAPI_ATTR void VKAPI_CALL countedFree(void* user, void* memory) {
     if (!memory)
         return;
     size_t* base = (size_t*)((char*)memory - 64);
+    const uint8_t* guard = (const uint8_t*)memory + base[0];
+    for (int i = 0; i < GUARD; i++)
+        if (guard[i] != GUARD_BYTE)
+            fail_msg("byte %d behind an allocation of %zu was written", i, base[0]);
     allocated -= base[0];
     free(base);
 }
@@ -480,6 +489,14 @@ static void memoryIsBoundedByTheFile(void** state) {
         }
     free(bytes);
     closeWorld(&own);
+    own = usualWorld(16); // where pages of 4 tokens are put together
+    Bytes from = {good, goodSize, 0};
+    const VkmqaSnapshotInfo info = {.structSize = sizeof(info), .read = readBytes, .userData = &from, .modelTag = "a model"};
+    VkmqaSequence sequences[8];
+    uint32_t count = COUNT(sequences);
+    REQUIRE(vkmqaLoadSequences(own.cache, &info, &count, sequences));
+    assert_int_equal(count, SAVED);
+    closeWorld(&own);
     context->hasAllocator = false;
     assert_ptr_equal(before, harness.context);
     assert_int_equal(allocated, 0);
@@ -499,6 +516,33 @@ static VkBool32 cancelAt(void* user, uint64_t done, uint64_t total) {
     assert_true(done <= total);
     *largest = done;
     return VK_FALSE;
+}
+
+// A callback that uses the cache it is called for: refused, and the save goes on.
+static VkBool32 meddle(void* user, const void* data, size_t size) {
+    VkmqaCacheState state = {.structSize = sizeof(state)};
+    VkmqaSequence* sequence = user;
+    VkmqaCacheStep step = {.structSize = sizeof(step)};
+    const VkmqaSequenceTokens tokens = {*sequence, 7, NULL, NULL};
+    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+    (void)data, (void)size;
+    expectCall(vkmqaBuildStep(world.cache, &build, &step), VK_ERROR_VALIDATION_FAILED_EXT, "callback", "a step");
+    expectCall(vkmqaGetCacheState(world.cache, &state), VK_ERROR_VALIDATION_FAILED_EXT, "callback", "the state");
+    expectCall(vkmqaDestroySequence(world.cache, *sequence), VK_ERROR_VALIDATION_FAILED_EXT, "callback", "the end");
+    vkmqaDestroyCache(world.cache);
+    return VK_TRUE;
+}
+static VkBool32 meddleWithProgress(void* user, uint64_t done, uint64_t total) {
+    return done <= total && meddle(user, NULL, 0);
+}
+
+static void callbacksMayNotUseTheCache(void** state) {
+    (void)state;
+    VkmqaSequence sequence = makeSequence(&world, 6, 900);
+    const VkmqaSnapshotInfo info = {.structSize = sizeof(info), .write = meddle, .progress = meddleWithProgress,
+                                    .userData = &sequence};
+    REQUIRE(vkmqaSaveSequences(world.cache, 1, &sequence, &info));
+    REQUIRE(vkmqaDestroySequence(world.cache, sequence));
 }
 
 static void failedSavesLeaveTheOldFile(void** state) {
@@ -602,6 +646,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(forgeryIsRefused, makeGood, freeGood),
     cmocka_unit_test_setup_teardown(anotherCacheRefuses, makeGood, freeGood),
     cmocka_unit_test_setup_teardown(memoryIsBoundedByTheFile, makeGood, freeGood),
+    cmocka_unit_test_setup_teardown(callbacksMayNotUseTheCache, makeGood, freeGood),
     cmocka_unit_test_setup_teardown(failedSavesLeaveTheOldFile, makeGood, freeGood),
     cmocka_unit_test_setup_teardown(killedSaversLeaveAWholeFile, makeGood, freeGood),
 };

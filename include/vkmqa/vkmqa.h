@@ -63,7 +63,8 @@
 //
 // Threads: contexts and attention objects are immutable after creation: any number of threads may
 // record with one object, each into its own command buffer (and with its own VkmqaRecorder). Creation
-// and destruction of one object need the usual external synchronisation.
+// and destruction of one object need the usual external synchronisation. After fork() the child may destroy
+// what it has inherited, which frees host memory alone, and do nothing else with it.
 #ifndef VKMQA_H
 #define VKMQA_H
 

@@ -214,8 +214,8 @@ typedef struct VkmqaShiftInfo {
 // Drops a range of tokens; the ones behind move to its place, their K rotated back by `drop` positions where
 // the attention object has a ropeStyle (decoded, rotated and encoded again, which for types narrower than f32
 // rounds once more; other rows move as they are). Rows move in place; shared pages that change are copied
-// first, which may take pages. Records what is due, then one dispatch per layer; ordered like
-// vkmqaCmdUpdateCache. Source: StreamingLLM (Xiao et al., arXiv 2309.17453).
+// first, which may take pages. Records what is due, then one dispatch per layer, and with drop 0 nothing; ordered
+// like vkmqaCmdUpdateCache. Source: StreamingLLM (Xiao et al., arXiv 2309.17453).
 VKMQA_API VkResult vkmqaCmdShiftSequence(VkmqaCache cache, VkCommandBuffer commandBuffer,
                                          const VkmqaShiftInfo* info);
 
@@ -284,7 +284,7 @@ VKMQA_API VkResult vkmqaFinishTransfers(VkmqaCache cache, uint64_t timeoutNs);
 
 // ---- 5. Snapshots ----------------------------------------------------------------------------
 
-// Where a snapshot goes to or comes from.
+// Where a snapshot goes to or comes from. The callbacks may not use the cache: VK_ERROR_VALIDATION_FAILED_EXT.
 typedef struct VkmqaSnapshotInfo {
     uint32_t structSize;
     // A file: written to a temporary name beside it, synced and renamed, so that there is the old one or the

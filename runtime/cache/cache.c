@@ -21,6 +21,16 @@ VkResult vkmqa_cache_fail(VkmqaCache cache, VkResult result, const char* format,
     return vkmqa_fail(cache->attention->context, result, "%s", problem.text);
 }
 
+bool vkmqa_is_cache(VkmqaCache cache) {
+    if (!cache || cache->magic != VKMQA_MAGIC_CACHE)
+        return false;
+    if (cache->inCallback)
+        vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
+                         "a callback of vkmqaSaveSequences or vkmqaLoadSequences used the cache; use it when the call has "
+                         "returned");
+    return !cache->inCallback;
+}
+
 // A number that changes all the time.
 static uint64_t ticks(void) {
 #ifdef _WIN32
@@ -330,10 +340,15 @@ static void destroy(VkmqaCache cache) {
     bool idle = vkmqa_destroy_offload(cache);
     if (!idle)
         vkmqa_cache_fail(cache, VK_TIMEOUT, "vkmqaDestroyCache: copies are still pending, so the cache's memory "
-                                            "is leaked rather than freed under them");
+                                            "is left to vkmqaCloseDevice rather than freed under them");
     vkmqa_destroy_shift(cache);
-    for (uint32_t i = 0; i < cache->memoryCount && idle; ++i)
-        vkmqaDestroyMemory(cache->memories[i]);
+    for (uint32_t i = 0; i < cache->memoryCount; ++i)
+        if (idle) {
+            vkmqaDestroyMemory(cache->memories[i]);
+        } else {
+            cache->device->memoryCount--;
+            vkmqa_leave_memory(cache->memories[i]);
+        }
     for (uint32_t i = 0; cache->sequences && i < cache->maxSequences; ++i)
         vkmqa_cache_free(cache, cache->sequences[i].pages);
     void* const arrays[] = {cache->layers,    cache->memories,  cache->pages, cache->ids,

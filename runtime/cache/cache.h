@@ -126,13 +126,13 @@ struct VkmqaCache_T {
 
     VkPipeline shift;
     struct VkmqaOffload* offload; // null without host pages
+    bool inCallback;              // of a snapshot that counts on nothing changing
 };
 
 // ---- cache.c ---------------------------------------------------------------------------------
 
-static inline bool vkmqa_is_cache(VkmqaCache cache) {
-    return cache && cache->magic == VKMQA_MAGIC_CACHE;
-}
+// Whether a call may use it: no wrong handle, and not from a callback of its own.
+bool vkmqa_is_cache(VkmqaCache cache);
 // Says why and returns result.
 VkResult vkmqa_cache_fail(VkmqaCache cache, VkResult result, const char* format, ...)
     VKMQA_PRINTF(3, 4);

@@ -42,12 +42,12 @@ VkResult vkmqa_create_offload(VkmqaCache cache) {
                              &offload->memory);
 }
 
-// Whether the move has ended, well or badly; waits up to timeoutNs.
+// Waits up to timeoutNs; while move->copies stands, nothing of it may be reused.
 static VkResult end_move(VkmqaCache cache, struct Move* move, uint64_t timeoutNs) {
     VkResult result = VK_SUCCESS;
     if (move->copies)
         result = vkmqa_finish_copies(cache->device, "vkmqaFinishTransfers", timeoutNs, &move->copies);
-    if (result == VK_TIMEOUT)
+    if (move->copies)
         return result;
     for (uint32_t i = 0; i < move->count; ++i) {
         if (move->toHost)
@@ -68,7 +68,7 @@ static VkResult end_moves(VkmqaCache cache, uint64_t timeoutNs) {
         VkResult ended = end_move(cache, move, timeoutNs);
         if (ended != VK_SUCCESS)
             result = ended;
-        if (ended == VK_TIMEOUT) {
+        if (move->copies) {
             timeoutNs = 0; // it has been waited for
             link = &move->next;
             continue;
@@ -89,15 +89,25 @@ bool vkmqa_destroy_offload(VkmqaCache cache) {
     struct VkmqaOffload* offload = cache->offload;
     if (!offload)
         return true;
-    if (end_moves(cache, cache->device->waitLimitNs) == VK_TIMEOUT)
-        return false;
-    vkmqaDestroyMemory(offload->memory);
+    end_moves(cache, cache->device->waitLimitNs);
+    const bool idle = !offload->moves;
+    if (idle) {
+        vkmqaDestroyMemory(offload->memory);
+    } else {
+        cache->device->memoryCount--;
+        vkmqa_leave_memory(offload->memory);
+    }
+    while (offload->moves) {
+        struct Move* move = offload->moves;
+        offload->moves = move->next;
+        vkmqa_cache_free(cache, move);
+    }
     vkmqa_cache_free(cache, offload->freePages);
     vkmqa_cache_free(cache, offload->ids);
     vkmqa_cache_free(cache, offload->idCounts);
     vkmqa_cache_free(cache, offload);
     cache->offload = NULL;
-    return true;
+    return idle;
 }
 
 char* vkmqa_host_page(VkmqaCache cache, uint32_t hostPage) {

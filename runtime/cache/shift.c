@@ -14,7 +14,8 @@ VkResult vkmqa_create_shift(VkmqaCache cache) {
 
 void vkmqa_destroy_shift(VkmqaCache cache) {
     const struct VkmqaContext_T* context = cache->attention->context;
-    context->vk.DestroyPipeline(context->device, cache->shift, vkmqa_allocator(context));
+    if (!vkmqa_is_inherited(context))
+        context->vk.DestroyPipeline(context->device, cache->shift, vkmqa_allocator(context));
 }
 
 // What a shift does to a sequence.
@@ -169,7 +170,7 @@ VkResult vkmqaCmdShiftSequence(VkmqaCache cache, VkCommandBuffer commandBuffer,
     VkResult error = vkmqa_check_resident(cache, call, record);
     if (error == VK_SUCCESS)
         error = vkmqa_check_recorded(cache, call, false);
-    if (error != VK_SUCCESS)
+    if (error != VK_SUCCESS || info.drop == 0)
         return error;
     vkmqa_poll_transfers(cache);
     struct Shift shift = plan_shift(cache, record, info.keep, info.drop);

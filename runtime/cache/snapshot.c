@@ -103,20 +103,27 @@ static VkResult say_progress(struct VkmqaSnapshot* snapshot) {
     if (snapshot->done - snapshot->said < PROGRESS_BYTES && snapshot->done != snapshot->total)
         return VK_SUCCESS;
     snapshot->said = snapshot->done;
-    if (info->progress && !info->progress(info->userData, snapshot->done, snapshot->total))
-        return snapshot->result = VK_INCOMPLETE;
-    return VK_SUCCESS;
+    snapshot->cache->inCallback = true;
+    bool goOn = !info->progress || info->progress(info->userData, snapshot->done, snapshot->total);
+    snapshot->cache->inCallback = false;
+    return goOn ? VK_SUCCESS : (snapshot->result = VK_INCOMPLETE);
+}
+
+static bool call_stream(struct VkmqaSnapshot* snapshot, void* data, size_t size) {
+    const VkmqaSnapshotInfo* info = &snapshot->info;
+    snapshot->cache->inCallback = true;
+    bool done = snapshot->saving ? info->write(info->userData, data, size) : info->read(info->userData, data, size);
+    snapshot->cache->inCallback = false;
+    return done;
 }
 
 // Through the file or the callback, and counted.
 static VkResult transport(struct VkmqaSnapshot* snapshot, void* data, size_t size) {
-    const VkmqaSnapshotInfo* info = &snapshot->info;
     VkResult error = VK_SUCCESS;
-    if (info->path)
+    if (snapshot->info.path)
         error = snapshot->saving ? vkmqa_write_file(snapshot, data, size)
                                  : vkmqa_read_file(snapshot, data, size);
-    else if (snapshot->saving ? !info->write(info->userData, data, size)
-                              : !info->read(info->userData, data, size))
+    else if (!call_stream(snapshot, data, size))
         error = vkmqa_snapshot_fail(snapshot, VK_ERROR_UNKNOWN, "info.%s failed at byte %llu of %llu",
                                     snapshot->saving ? "write" : "read", (unsigned long long)snapshot->done,
                                     (unsigned long long)snapshot->total);
@@ -324,8 +331,9 @@ VkResult vkmqa_close_snapshot(struct VkmqaSnapshot* snapshot, VkResult result) {
         return result;
     VkmqaCache cache = snapshot->cache;
     vkmqa_settle_snapshot(snapshot);
-    // Copies that do not finish leak the memory rather than have it freed under them.
-    if (snapshot->staging && !snapshot->halves[0].pending && !snapshot->halves[1].pending)
+    if (snapshot->staging && (snapshot->halves[0].pending || snapshot->halves[1].pending))
+        vkmqa_leave_memory(snapshot->staging); // rather than free it under copies that do not finish
+    else if (snapshot->staging)
         vkmqa_free_memory(snapshot->staging);
     vkmqa_close_file(snapshot);
     vkmqa_cache_free(cache, snapshot->copies);

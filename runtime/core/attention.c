@@ -52,7 +52,13 @@ VkResult vkmqaCreateAttention(VkmqaContext context, const VkmqaAttentionCreateIn
 void vkmqaDestroyAttention(VkmqaAttention attention) {
     if (!vkmqa_is_attention(attention))
         return;
-    vkmqa_destroy_pipelines(attention);
+    const struct VkmqaContext_T* context = attention->context;
+    if (!vkmqa_is_inherited(context)) {
+        vkmqa_destroy_pipelines(attention);
+        vkmqaDestroyRecorder(attention->leftRecorder);
+        context->vk.DestroyFence(context->device, attention->leftFence, vkmqa_allocator(context));
+        context->vk.DestroyCommandPool(context->device, attention->leftPool, vkmqa_allocator(context));
+    }
     attention->magic = 0;
     vkmqa_free(vkmqa_allocator(attention->context), attention);
 }

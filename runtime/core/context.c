@@ -131,6 +131,7 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
     struct VkmqaContext_T* context = vkmqa_allocate(info.allocator, sizeof *context);
     if (!context)
         return vkmqa_fail(&early, VK_ERROR_OUT_OF_HOST_MEMORY, "no memory for the context");
+    context->processId = vkmqa_process_id();
     context->messageCallback = info.messageCallback;
     context->messageUserData = info.messageUserData;
     context->runJobs = info.runJobs;
@@ -193,7 +194,8 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
 void vkmqaDestroyContext(VkmqaContext context) {
     if (!vkmqa_is_context(context))
         return;
-    vkmqa_destroy_layouts(context);
+    if (!vkmqa_is_inherited(context))
+        vkmqa_destroy_layouts(context);
     context->magic = 0;
     VkAllocationCallbacks allocator = context->allocator; // the struct goes with the memory
     vkmqa_free(context->hasAllocator ? &allocator : NULL, context);

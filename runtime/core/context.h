@@ -3,6 +3,7 @@
 #define VKMQA_CONTEXT_H
 
 #include "../allocate.h"
+#include "../process.h"
 #include "../vk_table.h"
 #include "internal.h"
 
@@ -29,7 +30,12 @@ struct VkmqaContext_T {
     VkDescriptorSetLayout setLayout;     // VKMQA_BIND_COUNT storage buffers
     VkPipelineLayout bindLayout;         // set 0 and push constants
     VkPipelineLayout addressLayout;      // push constants alone
+    long processId; // of the process that made it
 };
+// In a child after fork(), the driver's objects are the parent's: some drivers would take them from it.
+static inline bool vkmqa_is_inherited(const struct VkmqaContext_T* context) {
+    return context->processId != vkmqa_process_id();
+}
 
 struct VkmqaAttention_T {
     uint32_t magic;
@@ -39,6 +45,10 @@ struct VkmqaAttention_T {
     VkPipeline attention[VKMQA_MAX_CANDIDATES];
     VkPipeline append, merge, mergeStates;
     VkPipeline compact; // null without TREE_MASK
+    // Of a self-test that did not end in time; destroyed with the object, when its queue is idle.
+    VkCommandPool leftPool;
+    VkFence leftFence;
+    struct VkmqaRecorder_T* leftRecorder;
 };
 
 struct VkmqaRecorder_T {

@@ -64,7 +64,8 @@ void vkmqaDestroyRecorder(VkmqaRecorder recorder) {
     if (!recorder || recorder->magic != VKMQA_MAGIC_RECORDER)
         return;
     struct VkmqaContext_T* context = recorder->context;
-    context->vk.DestroyDescriptorPool(context->device, recorder->pool, vkmqa_allocator(context));
+    if (!vkmqa_is_inherited(context))
+        context->vk.DestroyDescriptorPool(context->device, recorder->pool, vkmqa_allocator(context));
     recorder->magic = 0;
     vkmqa_free(vkmqa_allocator(context), recorder);
 }

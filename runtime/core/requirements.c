@@ -30,21 +30,23 @@ static uint32_t min_version(uint32_t a, uint32_t b) { return a < b ? a : b; }
 // Extension names of the device, or VK_ERROR_OUT_OF_HOST_MEMORY and what Vulkan returns.
 static VkResult list_extensions(const struct VkmqaVk* vk, VkPhysicalDevice physicalDevice,
                                 uint32_t* count, VkExtensionProperties** properties) {
-    *count = 0;
-    *properties = NULL;
-    VkResult result = vk->EnumerateDeviceExtensionProperties(physicalDevice, NULL, count, NULL);
-    if (result != VK_SUCCESS || *count == 0)
-        return result;
-    *properties = vkmqa_allocate(NULL, *count * sizeof **properties);
-    if (!*properties)
-        return VK_ERROR_OUT_OF_HOST_MEMORY;
-    result = vk->EnumerateDeviceExtensionProperties(physicalDevice, NULL, count, *properties);
-    if (result < 0) {
+    for (;;) {
+        *count = 0;
+        *properties = NULL;
+        VkResult result = vk->EnumerateDeviceExtensionProperties(physicalDevice, NULL, count, NULL);
+        if (result != VK_SUCCESS || *count == 0)
+            return result;
+        *properties = vkmqa_allocate(NULL, *count * sizeof **properties);
+        if (!*properties)
+            return VK_ERROR_OUT_OF_HOST_MEMORY;
+        result = vk->EnumerateDeviceExtensionProperties(physicalDevice, NULL, count, *properties);
+        if (result == VK_SUCCESS)
+            return VK_SUCCESS;
         vkmqa_free(NULL, *properties);
         *properties = NULL;
-        return result;
+        if (result != VK_INCOMPLETE) // an extension appeared between the two calls
+            return result;
     }
-    return VK_SUCCESS;
 }
 
 static bool offered(const char* name, uint32_t count, const VkExtensionProperties* properties) {

@@ -265,8 +265,13 @@ VkResult vkmqaVerifyAttention(VkmqaAttention attention, const VkmqaVerifyInfo* g
     VkResult result = create_runner(&runner);
     if (result == VK_SUCCESS)
         result = run_all(&runner, failedKernels);
-    if (!runner.pending) // a queue that hangs still uses them: they are left to it
+    if (runner.pending && !attention->leftPool) { // a queue that hangs still uses them
+        attention->leftPool = runner.pool;
+        attention->leftFence = runner.fence;
+        attention->leftRecorder = runner.recorder;
+    } else if (!runner.pending) {
         destroy_runner(&runner);
+    }
     if (result != VK_SUCCESS)
         vkmqa_fail(context, result, "vkmqaVerifyAttention: the test could not run to its end (%d)",
                    result);

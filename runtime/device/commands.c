@@ -25,6 +25,7 @@ struct VkmqaCommands_T {
     VkQueryPool queries; // two timestamps; null where the queue has none
     VkmqaRecorder recorder;
     double seconds;
+    VkmqaCommands nextLeft; // of VkmqaDevice_T::leftCommands
 };
 
 static bool is_commands(VkmqaCommands commands) {
@@ -93,19 +94,30 @@ static void destroy(VkmqaCommands commands) {
     VkmqaDevice device = commands->device;
     const struct VkmqaVk* vk = &device->loader.vk;
     VkDevice handle = device->handle;
+    const bool inherited = device->processId != vkmqa_process_id(); // see vkmqaCloseDevice
     vkmqaDestroyRecorder(commands->recorder);
-    if (commands->queries)
+    if (commands->queries && !inherited)
         vk->DestroyQueryPool(handle, commands->queries, vkmqa_device_allocator(device));
-    if (commands->fence)
+    if (commands->fence && !inherited)
         vk->DestroyFence(handle, commands->fence, vkmqa_device_allocator(device));
-    if (commands->pool)
+    if (commands->pool && !inherited)
         vk->DestroyCommandPool(handle, commands->pool, vkmqa_device_allocator(device));
     commands->magic = 0;
     vkmqa_free(vkmqa_device_allocator(device), commands);
 }
 
+void vkmqa_destroy_left_commands(VkmqaDevice device) {
+    while (device->leftCommands) {
+        VkmqaCommands commands = device->leftCommands;
+        device->leftCommands = commands->nextLeft;
+        destroy(commands);
+    }
+}
+
 VkResult vkmqaCreateCommands(VkmqaDevice device, VkmqaCommands* commands) {
     static const char call[] = "vkmqaCreateCommands";
+    if (commands)
+        *commands = NULL;
     VkResult result = vkmqa_check_device(device, call);
     if (result)
         return result;
@@ -162,9 +174,8 @@ void vkmqaDestroyCommands(VkmqaCommands commands) {
         return;
     VkmqaDevice device = commands->device;
     device->commandsCount--;
-    if (device->processId != vkmqa_process_id()) { // see vkmqaCloseDevice
-        commands->magic = 0;
-        vkmqa_free(vkmqa_device_allocator(device), commands);
+    if (device->processId != vkmqa_process_id()) {
+        destroy(commands);
         return;
     }
     VkResult result = device->lost && commands->state == STATE_PENDING
@@ -174,9 +185,12 @@ void vkmqaDestroyCommands(VkmqaCommands commands) {
         result = vkmqa_drain_device(device, call);
     if (result) {
         vkmqa_device_fail(&device->messenger, VK_TIMEOUT,
-                          "%s: the commands had not finished after %llu s, so they are leaked "
-                          "rather than destroyed while they run",
+                          "%s: the commands had not finished after %llu s, so they are left to "
+                          "vkmqaCloseDevice rather than destroyed while they run",
                           call, (unsigned long long)(device->waitLimitNs / 1000000000));
+        commands->magic = 0;
+        commands->nextLeft = device->leftCommands;
+        device->leftCommands = commands;
         return;
     }
     destroy(commands);

@@ -127,7 +127,7 @@ static void record_copies(const struct VkmqaVk* vk, VkCommandBuffer commandBuffe
     }
 }
 
-static VkResult submit_copies(VkmqaDevice device, struct VkmqaCopies* copies, bool computeWaits,
+static VkResult submit_copies(VkmqaDevice device, const char* call, struct VkmqaCopies* copies, bool computeWaits,
                               const char** what) {
     const struct VkmqaVk* vk = &device->loader.vk;
     const VkPipelineStageFlags all = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
@@ -169,7 +169,7 @@ static VkResult submit_copies(VkmqaDevice device, struct VkmqaCopies* copies, bo
     if (queues && computeWaits) {
         result = vkmqa_submit(device, device->computeQueue, 1, &after, VK_NULL_HANDLE);
         if (result) { // the caller reuses what the copies write to
-            vk->WaitForFences(device->handle, 1, &copies->fence, VK_TRUE, device->waitLimitNs);
+            vkmqa_drain_device(device, call);
             return result;
         }
     }
@@ -206,7 +206,7 @@ VkResult vkmqa_start_copies(VkmqaDevice device, const char* call, uint32_t count
         result = vk->EndCommandBuffer(made->commandBuffer);
     }
     if (result == VK_SUCCESS)
-        result = submit_copies(device, made, computeWaits, &what);
+        result = submit_copies(device, call, made, computeWaits, &what);
     if (result)
         return vkmqa_device_result(device, result, call, what);
     *pending = made;
@@ -222,6 +222,8 @@ VkResult vkmqa_finish_copies(VkmqaDevice device, const char* call, uint64_t time
         if (result == VK_TIMEOUT)
             return result;
         result = vkmqa_device_result(device, result, call, "vkWaitForFences");
+        if (result < 0 && vkmqa_drain_device(device, call) != VK_SUCCESS)
+            return result; // nothing to be learned from the fence, and nothing may be reused
     }
     copies->state = result == VK_SUCCESS ? IDLE : BROKEN;
     *pending = NULL;

@@ -59,21 +59,32 @@ VkResult vkmqa_submit(VkmqaDevice device, VkQueue queue, uint32_t count, const V
     return result;
 }
 
+static VkResult wait_idle_fence(VkmqaDevice device, const char* call) {
+    VkResult result = device->loader.vk.WaitForFences(device->handle, 1, &device->idleFence, VK_TRUE, device->waitLimitNs);
+    if (result == VK_TIMEOUT)
+        return vkmqa_device_fail(&device->messenger, VK_TIMEOUT,
+                                 "%s: a queue was still busy after %llu s", call,
+                                 (unsigned long long)(device->waitLimitNs / 1000000000));
+    if (result == VK_SUCCESS)
+        device->idlePending = false;
+    return vkmqa_device_result(device, result, call, "vkWaitForFences");
+}
+
 static VkResult drain_queue(VkmqaDevice device, const char* call, VkQueue queue) {
     const struct VkmqaVk* vk = &device->loader.vk;
-    VkResult result = vk->ResetFences(device->handle, 1, &device->idleFence);
+    // An earlier drain may have given up on the fence, which may not be reset before it has signalled.
+    VkResult result = device->idlePending ? wait_idle_fence(device, call) : VK_SUCCESS;
+    if (result)
+        return result;
+    result = vk->ResetFences(device->handle, 1, &device->idleFence);
     if (result)
         return vkmqa_device_result(device, result, call, "vkResetFences");
     // Without batches the fence signals once all that was submitted earlier has finished.
     result = vkmqa_submit(device, queue, 0, NULL, device->idleFence);
     if (result)
         return vkmqa_device_result(device, result, call, "vkQueueSubmit");
-    result = vk->WaitForFences(device->handle, 1, &device->idleFence, VK_TRUE, device->waitLimitNs);
-    if (result == VK_TIMEOUT)
-        return vkmqa_device_fail(&device->messenger, VK_TIMEOUT,
-                                 "%s: a queue was still busy after %llu s", call,
-                                 (unsigned long long)(device->waitLimitNs / 1000000000));
-    return vkmqa_device_result(device, result, call, "vkWaitForFences");
+    device->idlePending = true;
+    return wait_idle_fence(device, call);
 }
 
 // Not vkDeviceWaitIdle, which would need the queues of an imported device that this layer does not know.
@@ -103,13 +114,15 @@ VkResult vkmqa_drain_device(VkmqaDevice device, const char* call) {
         result = wait_idle(device, device->transferQueue);
     if (result == VK_ERROR_DEVICE_LOST)
         device->lost = true;
+    if (result == VK_SUCCESS)
+        device->idlePending = false;
     return device->lost ? VK_SUCCESS
                         : vkmqa_device_result(device, result, call, "vkQueueWaitIdle");
 }
 
 bool vkmqa_enables_addresses(uint32_t apiVersion, uint32_t extensionCount, const char* const* extensions,
                              const VkPhysicalDeviceFeatures2* features) {
-    bool known = apiVersion >= VK_API_VERSION_1_2;
+    bool known = apiVersion >= VK_API_VERSION_1_2; // of instance and device
     for (uint32_t i = 0; i < extensionCount; i++)
         known = known || strcmp(extensions[i], VK_KHR_BUFFER_DEVICE_ADDRESS_EXTENSION_NAME) == 0;
     if (!known)
@@ -168,8 +181,18 @@ VkResult vkmqa_start_device(VkmqaDevice device, const char* call, bool deviceAdd
     return vkmqa_device_result(device, result, call, "vkCreateFence");
 }
 
+static void destroy_left(VkmqaDevice device) {
+    vkmqa_destroy_left_commands(device);
+    while (device->leftMemories) {
+        VkmqaMemory memory = device->leftMemories;
+        device->leftMemories = memory->nextLeft;
+        vkmqa_free_memory(memory);
+    }
+}
+
 void vkmqa_destroy_device(VkmqaDevice device) {
     const struct VkmqaVk* vk = &device->loader.vk;
+    destroy_left(device);
     vkmqaDestroyContext(device->context);
     if (device->handle) {
         if (device->transfer)
@@ -204,6 +227,7 @@ void vkmqaCloseDevice(VkmqaDevice device) {
         // them. The context stays, since attention objects of the child may still speak of it.
         vkmqa_forget_transfer(device);
         vkmqa_forget_copies(device);
+        destroy_left(device);
         device->magic = 0;
         free_handle(device);
         return;

@@ -6,6 +6,7 @@
 #include <vkmqa/vkmqa_runtime.h>
 
 #include "allocate.h"
+#include "process.h"
 #include "structs.h"
 #include "vk_table.h"
 
@@ -42,9 +43,6 @@ VkResult vkmqa_check_output(const struct VkmqaMessenger* messenger, const char* 
                             const char* type, void* target, uint32_t size, uint32_t minSize);
 // Copies what target has room for, and keeps its structSize.
 void vkmqa_write_output(void* target, const void* source, uint32_t size);
-
-// Id of this process; 0 where processes cannot fork.
-long vkmqa_process_id(void);
 
 // ---- loader.c --------------------------------------------------------------------------------
 
@@ -118,6 +116,7 @@ struct VkmqaDevice_T {
     VkDevice handle;
     VkQueue computeQueue, transferQueue;
     VkFence idleFence; // for waiting with a limit, which vkDeviceWaitIdle does not offer
+    bool idlePending;  // submitted, and no wait for it has succeeded yet
     VkPipelineCache pipelineCache;
     VkmqaContext context;
     uint64_t waitLimitNs; // of every wait whose limit the caller did not choose
@@ -126,6 +125,9 @@ struct VkmqaDevice_T {
     uint32_t memoryCount, commandsCount;
     struct VkmqaTransfer* transfer; // made at the first upload or download
     struct VkmqaCopies* copies;     // all that were ever made
+    // What could not be destroyed under pending work: closing does it once all has ended.
+    VkmqaMemory leftMemories;
+    VkmqaCommands leftCommands;
 };
 
 static inline const VkAllocationCallbacks* vkmqa_device_allocator(VkmqaDevice device) {
@@ -168,15 +170,15 @@ struct VkmqaMemory_T {
     VkDeviceSize size;
     VkDeviceAddress address; // 0 without device addresses
     void* mapped;            // null for VKMQA_MEMORY_DEVICE
+    VkmqaMemory nextLeft;
 };
 
 bool vkmqa_is_memory(VkmqaMemory memory);
 // vkmqaCreateMemory and vkmqaDestroyMemory without the counting, for the layer's own buffers.
 VkResult vkmqa_make_memory(VkmqaDevice device, const char* call, VkmqaMemoryKind kind,
                            VkDeviceSize size, VkmqaMemory* memory);
-void vkmqa_free_memory(VkmqaMemory memory);
-// Frees what a forked child has of it and leaves the driver's objects to the parent.
-void vkmqa_forget_memory(VkmqaMemory memory);
+void vkmqa_free_memory(VkmqaMemory memory); // in a forked child only what is the child's
+void vkmqa_leave_memory(VkmqaMemory memory); // to device->leftMemories; the handle is dead
 
 // Bytes of the largest device-local heap that the driver says this process may still take
 // (VK_EXT_memory_budget), at least 1; 0 where it does not say.
@@ -194,22 +196,23 @@ struct VkmqaCopy {
 VkResult vkmqa_start_copies(VkmqaDevice device, const char* call, uint32_t count,
                             const struct VkmqaCopy* copies, bool computeWaits,
                             struct VkmqaCopies** pending);
-// Waits. VK_TIMEOUT: not yet done; any other result ends them and sets *pending to null.
+// Waits. VK_SUCCESS sets *pending to null; so does an error once nothing runs any more, else what they use must stay.
 VkResult vkmqa_finish_copies(VkmqaDevice device, const char* call, uint64_t timeoutNs,
                              struct VkmqaCopies** pending);
 void vkmqa_destroy_copies(VkmqaDevice device); // nothing may be pending
-void vkmqa_forget_copies(VkmqaDevice device);  // as vkmqa_forget_memory
+void vkmqa_forget_copies(VkmqaDevice device);  // what a forked child has of them
 
 // ---- commands.c ------------------------------------------------------------------------------
 
 VkmqaDevice vkmqa_commands_device(VkmqaCommands commands); // null for a wrong handle
+void vkmqa_destroy_left_commands(VkmqaDevice device);      // nothing may be pending
 
 // ---- transfer.c ------------------------------------------------------------------------------
 
 // Waits for copies that an earlier call gave up on. True when none is left pending.
 bool vkmqa_transfers_done(VkmqaDevice device, const char* call);
 void vkmqa_destroy_transfer(VkmqaDevice device);
-void vkmqa_forget_transfer(VkmqaDevice device); // as vkmqa_forget_memory
+void vkmqa_forget_transfer(VkmqaDevice device); // what a forked child has of them
 
 // Everything before it, earlier submissions to the queue included, happens before everything after
 // it and before what the host does once a fence has signalled. Allowed on every queue.

@@ -67,9 +67,11 @@ static VkResult import(VkmqaDevice device, const char* call, const VkmqaDeviceIm
     device->lockQueue = info->lockQueue;
     device->unlockQueue = info->unlockQueue;
     device->queueUserData = info->queueUserData;
-    return vkmqa_start_device(device, call, vkmqa_enables_addresses(context->apiVersion, context->enabledExtensionCount,
-                                                                    context->enabledExtensions,
-                                                                    context->enabledFeatures));
+    const uint32_t version = device->physical.properties.apiVersion;
+    return vkmqa_start_device(
+        device, call,
+        vkmqa_enables_addresses(version < context->apiVersion ? version : context->apiVersion, context->enabledExtensionCount,
+                                context->enabledExtensions, context->enabledFeatures));
 }
 
 VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* given, VkmqaDevice* result) {

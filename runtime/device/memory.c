@@ -171,18 +171,19 @@ VkResult vkmqa_make_memory(VkmqaDevice device, const char* call, VkmqaMemoryKind
 void vkmqa_free_memory(VkmqaMemory memory) {
     VkmqaDevice device = memory->device;
     const struct VkmqaVk* vk = &device->loader.vk;
-    if (memory->buffer)
+    const bool inherited = device->processId != vkmqa_process_id(); // see vkmqaCloseDevice
+    if (memory->buffer && !inherited)
         vk->DestroyBuffer(device->handle, memory->buffer, vkmqa_device_allocator(device));
-    if (memory->memory)
+    if (memory->memory && !inherited)
         vk->FreeMemory(device->handle, memory->memory, vkmqa_device_allocator(device)); // which unmaps it
     memory->magic = 0;
     vkmqa_free(vkmqa_device_allocator(device), memory);
 }
 
-void vkmqa_forget_memory(VkmqaMemory memory) {
-    VkmqaDevice device = memory->device;
+void vkmqa_leave_memory(VkmqaMemory memory) {
     memory->magic = 0;
-    vkmqa_free(vkmqa_device_allocator(device), memory);
+    memory->nextLeft = memory->device->leftMemories;
+    memory->device->leftMemories = memory;
 }
 
 VkDeviceSize vkmqa_device_budget(VkmqaDevice device) {
@@ -211,6 +212,8 @@ VkDeviceSize vkmqa_device_budget(VkmqaDevice device) {
 VkResult vkmqaCreateMemory(VkmqaDevice device, VkmqaMemoryKind kind, VkDeviceSize size,
                            VkmqaMemory* memory) {
     static const char call[] = "vkmqaCreateMemory";
+    if (memory)
+        *memory = NULL;
     VkResult result = vkmqa_check_device(device, call);
     if (result)
         return result;
@@ -235,15 +238,12 @@ void vkmqaDestroyMemory(VkmqaMemory memory) {
         return;
     VkmqaDevice device = memory->device;
     device->memoryCount--;
-    if (device->processId != vkmqa_process_id()) { // see vkmqaCloseDevice
-        vkmqa_forget_memory(memory);
-        return;
-    }
-    if (!vkmqa_transfers_done(device, call)) {
+    if (device->processId == vkmqa_process_id() && !vkmqa_transfers_done(device, call)) {
         vkmqa_device_fail(&device->messenger, VK_TIMEOUT,
-                          "%s: a copy is still pending, so the memory is leaked rather than "
-                          "destroyed under it",
+                          "%s: a copy is still pending, so the memory is left to vkmqaCloseDevice "
+                          "rather than destroyed under it",
                           call);
+        vkmqa_leave_memory(memory);
         return;
     }
     vkmqa_free_memory(memory);

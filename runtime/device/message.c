@@ -6,12 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#ifndef _WIN32
-#include <unistd.h>
-#endif
-
-// Info structs larger than this are garbage rather than a future version.
-
 static void say(const struct VkmqaMessenger* messenger, VkmqaSeverity severity, const char* format,
                 va_list arguments) {
     if (!messenger->callback)
@@ -61,6 +55,9 @@ const char* vkmqa_result_name(VkResult result) {
         NAME(VK_ERROR_INVALID_EXTERNAL_HANDLE)
         NAME(VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS)
         NAME(VK_ERROR_VALIDATION_FAILED_EXT)
+        NAME(VK_ERROR_OUT_OF_POOL_MEMORY)
+        NAME(VK_ERROR_FRAGMENTED_POOL)
+        NAME(VK_ERROR_FRAGMENTATION)
         NAME(VK_ERROR_UNKNOWN)
 #undef NAME
     default:
@@ -94,12 +91,4 @@ void vkmqa_write_output(void* target, const void* source, uint32_t size) {
     uint32_t given = struct_size(target);
     memcpy(target, source, size < given ? size : given);
     memcpy(target, &given, sizeof(given));
-}
-
-long vkmqa_process_id(void) {
-#ifdef _WIN32
-    return 0;
-#else
-    return (long)getpid();
-#endif
 }

@@ -42,8 +42,11 @@ static VkResult create_device(VkmqaDevice device, const char* call,
         device->handle = VK_NULL_HANDLE;
         return vkmqa_device_result(device, result, call, "vkCreateDevice");
     }
-    result = vkmqa_start_device(device, call, vkmqa_enables_addresses(device->loader.apiVersion, extensionCount, extensions,
-                                                                      requirements->features));
+    const uint32_t version = physical->properties.apiVersion;
+    result = vkmqa_start_device(
+        device, call,
+        vkmqa_enables_addresses(version < device->loader.apiVersion ? version : device->loader.apiVersion, extensionCount,
+                                extensions, requirements->features));
     if (result)
         return result;
     vk->GetDeviceQueue(device->handle, physical->computeFamily, 0, &device->computeQueue);
@@ -152,6 +155,8 @@ VkResult vkmqaOpenDevice(const VkmqaDeviceOpenInfo* info, VkmqaDevice* device) {
     static const char call[] = "vkmqaOpenDevice";
     struct VkmqaMessenger messenger = {NULL, NULL};
     VkmqaDeviceOpenInfo copy;
+    if (device)
+        *device = NULL;
     if (!info || !device)
         return VK_ERROR_VALIDATION_FAILED_EXT; // nobody to tell, or nowhere to put it
     // The callback is believed only if it lies within the caller's struct.

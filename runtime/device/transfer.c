@@ -107,7 +107,7 @@ void vkmqa_forget_transfer(VkmqaDevice device) {
     if (!device->transfer)
         return;
     if (device->transfer->staging)
-        vkmqa_forget_memory(device->transfer->staging);
+        vkmqa_free_memory(device->transfer->staging);
     vkmqa_free(vkmqa_device_allocator(device), device->transfer);
     device->transfer = NULL;
 }

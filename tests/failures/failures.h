@@ -68,7 +68,7 @@ bool attemptNote(Attempt* attempt, VkResult result, const char* call, bool again
         call;                                                                                      \
         layerFail->watch(false);                                                                   \
         attempt->whileDestroying |= !before_ && layerFail->hit();                                  \
-        attempt->leftAlone |= strstr(harness.message, "leaked") != NULL;                           \
+        attempt->leftAlone |= strstr(harness.message, "leaked") || strstr(harness.message, "left to");    \
     } while (0)
 
 // Attention and append of a few tokens on a device, by all the calls of the core.

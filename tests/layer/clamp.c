@@ -291,6 +291,7 @@ static const LayerEntry entries[] = {
     LAYER_ENTRY(vkCmdCopyBuffer, clampCopy),
     LAYER_ENTRY(vkCmdBindPipeline, clampBindPipeline),
     LAYER_ENTRY(vkCmdWriteTimestamp, clampTimestamp),
+    LAYER_ENTRY(vkGetQueryPoolResults, clampQueryResults),
 };
 
 const LayerModule layerClamp = {.name = "clamp", .start = start, .entries = entries,

@@ -73,6 +73,8 @@ VKAPI_ATTR VkResult VKAPI_CALL clampCreateBuffer(VkDevice, const VkBufferCreateI
                                                  VkBuffer*);
 VKAPI_ATTR void VKAPI_CALL clampCopy(VkCommandBuffer, VkBuffer from, VkBuffer to, uint32_t count, const VkBufferCopy*);
 VKAPI_ATTR void VKAPI_CALL clampBindPipeline(VkCommandBuffer, VkPipelineBindPoint, VkPipeline);
+VKAPI_ATTR VkResult VKAPI_CALL clampQueryResults(VkDevice, VkQueryPool, uint32_t first, uint32_t count, size_t size,
+                                                 void* data, VkDeviceSize stride, VkQueryResultFlags);
 VKAPI_ATTR void VKAPI_CALL clampTimestamp(VkCommandBuffer, VkPipelineStageFlagBits, VkQueryPool, uint32_t query);
 
 #endif

@@ -6,13 +6,13 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-enum { GRAPHICS, COMPUTE, COPIES, EMPTY, FAMILIES, MAX_OBJECTS = 1 << 16 };
+enum { GRAPHICS, COMPUTE, COPIES, EMPTY, FAMILIES, MAX_OBJECTS = 1 << 16, BITS = 36 };
 
 static const VkQueueFamilyProperties cardFamilies[FAMILIES] = {
     [GRAPHICS] = {.queueFlags = VK_QUEUE_GRAPHICS_BIT | VK_QUEUE_COMPUTE_BIT | VK_QUEUE_TRANSFER_BIT,
                   .queueCount = 1,
                   .timestampValidBits = 64},
-    [COMPUTE] = {.queueFlags = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_TRANSFER_BIT, .queueCount = 1, .timestampValidBits = 64},
+    [COMPUTE] = {.queueFlags = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_TRANSFER_BIT, .queueCount = 1, .timestampValidBits = BITS},
     [COPIES] = {.queueFlags = VK_QUEUE_TRANSFER_BIT | VK_QUEUE_SPARSE_BINDING_BIT, .queueCount = 1},
     [EMPTY] = {.queueFlags = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_TRANSFER_BIT, .timestampValidBits = 64},
 };
@@ -195,4 +195,15 @@ VKAPI_ATTR void VKAPI_CALL clampTimestamp(VkCommandBuffer commands, VkPipelineSt
     if (clampProfile->timestampless || (clampProfile->card && familyOf(commands) == COPIES))
         clampBroken("vkCmdWriteTimestamp on a queue without timestamps");
     LAYER_NEXT(vkCmdWriteTimestamp)(commands, stage, pool, query);
+}
+
+// The card counts with few bits, and is about to begin anew.
+VKAPI_ATTR VkResult VKAPI_CALL clampQueryResults(VkDevice device, VkQueryPool pool, uint32_t first, uint32_t count,
+                                                 size_t size, void* data, VkDeviceSize stride, VkQueryResultFlags flags) {
+    VkResult result = LAYER_NEXT(vkGetQueryPoolResults)(device, pool, first, count, size, data, stride, flags);
+    uint64_t* ticks = data;
+    if (clampProfile->card && result == VK_SUCCESS && (flags & VK_QUERY_RESULT_64_BIT) && stride == sizeof(*ticks))
+        for (uint32_t i = count; i-- > 0;)
+            ticks[i] = (ticks[i] - ticks[0] + (UINT64_C(1) << BITS) - 100) & ((UINT64_C(1) << BITS) - 1);
+    return result;
 }

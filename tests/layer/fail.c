@@ -97,6 +97,12 @@ static struct {
     } places[MAX_PLACES];
 } state;
 
+// Fences of which a wait was given up or failed: until another one tells, what they stand for may still run. The device
+// has one queue, so that any later wait tells.
+static VkFence unsure[64];
+static uint32_t unsureCount;
+static bool waitFailed; // without a word of how the work is
+
 static uint64_t hashPlace(const char* entry) {
     void* frames[OWN_FRAMES + FRAMES];
     int count = backtrace(frames, OWN_FRAMES + FRAMES);
@@ -175,6 +181,8 @@ static void begin(const LayerFailPlan* plan) {
     state.plan = plan ? *plan : (LayerFailPlan){0, VK_SUCCESS, false};
     state.wasHit = false;
     state.count = 0;
+    unsureCount = 0;
+    waitFailed = false;
     pthread_mutex_unlock(&mutex);
 }
 
@@ -184,6 +192,35 @@ static uint32_t placeCount(void) { return state.count; }
 static const char* placeEntry(uint32_t place) { return state.places[place].entry; }
 static bool hit(void) { return state.wasHit; }
 static const char* hitEntry(void) { return state.hitEntry; }
+
+// ---- Work of unknown state -------------------------------------------------------------------------
+
+static void nowUnsure(uint32_t count, const VkFence* fences) {
+    pthread_mutex_lock(&mutex);
+    for (uint32_t i = 0; i < count && state.plan.error != LOST && unsureCount < sizeof(unsure) / sizeof(unsure[0]); i++)
+        unsure[unsureCount++] = fences[i];
+    waitFailed |= state.plan.error != LOST && state.plan.error != VK_TIMEOUT && !state.plan.onwards;
+    pthread_mutex_unlock(&mutex);
+}
+static VkResult nowSure(VkResult result) {
+    pthread_mutex_lock(&mutex);
+    if (result == VK_SUCCESS) {
+        unsureCount = 0;
+        waitFailed = false;
+    }
+    pthread_mutex_unlock(&mutex);
+    return result;
+}
+static void needSure(const char* what, bool broken) {
+    if (!broken || !state.watching)
+        return;
+    fprintf(stderr, "%s, though work that may still use it has not been waited for\n", what);
+    abort();
+}
+static void needSureFence(const char* what, VkFence fence) {
+    for (uint32_t i = 0; i < unsureCount; i++)
+        needSure(what, unsure[i] == fence && !state.plan.onwards);
+}
 
 // ---- Objects -------------------------------------------------------------------------------------
 
@@ -238,6 +275,8 @@ static const char* alive(void) {
     }                                                                                              \
     static VKAPI_ATTR void VKAPI_CALL destroy##Type(VkDevice device, Vk##Type object,              \
                                                     const VkAllocationCallbacks* allocator) {      \
+        if (COUNT_##Type == COUNT_Fence)                                                           \
+            needSureFence("vkDestroyFence", (VkFence)object);                                      \
         change(COUNT_##Type, object ? -1 : 0);                                                     \
         LAYER_NEXT(vkDestroy##Type)(device, object, allocator);                                    \
     }
@@ -258,6 +297,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL allocateMemory(VkDevice device, const VkMe
 
 static VKAPI_ATTR void VKAPI_CALL freeMemory(VkDevice device, VkDeviceMemory memory,
                                              const VkAllocationCallbacks* allocator) {
+    needSure("vkFreeMemory", memory && waitFailed);
     change(COUNT_Memory, memory ? -1 : 0);
     LAYER_NEXT(vkFreeMemory)(device, memory, allocator);
 }
@@ -297,11 +337,13 @@ static void made(bool instance, long by) { change(instance ? COUNT_Instance : CO
     }
 CALL(QueueSubmit, (VkQueue queue, uint32_t count, const VkSubmitInfo* submits, VkFence fence),
      (queue, count, submits, fence), settleQueue(queue))
-CALL(QueueWaitIdle, (VkQueue queue), (queue), settleQueue(queue))
 CALL(DeviceWaitIdle, (VkDevice device), (device), settleDevice(device))
-CALL(WaitForFences, (VkDevice device, uint32_t count, const VkFence* fences, VkBool32 all, uint64_t timeout),
-     (device, count, fences, all, timeout), settleDevice(device))
 CALL(ResetFences, (VkDevice device, uint32_t count, const VkFence* fences), (device, count, fences), (void)0)
+static VKAPI_ATTR VkResult VKAPI_CALL resetFences(VkDevice device, uint32_t count, const VkFence* fences) {
+    for (uint32_t i = 0; i < count; i++)
+        needSureFence("vkResetFences", fences[i]);
+    return callResetFences(device, count, fences);
+}
 CALL(MapMemory,
      (VkDevice device, VkDeviceMemory memory, VkDeviceSize offset, VkDeviceSize size, VkMemoryMapFlags flags, void** data),
      (device, memory, offset, size, flags, data), *data = (void*)GARBAGE)
@@ -319,6 +361,21 @@ CALL(ResetCommandPool, (VkDevice device, VkCommandPool pool, VkCommandPoolResetF
      (void)0)
 CALL(BeginCommandBuffer, (VkCommandBuffer commands, const VkCommandBufferBeginInfo* info), (commands, info), (void)0)
 CALL(EndCommandBuffer, (VkCommandBuffer commands), (commands), LAYER_NEXT(vkEndCommandBuffer)(commands))
+
+static VKAPI_ATTR VkResult VKAPI_CALL callQueueWaitIdle(VkQueue queue) {
+    if (!fails("vkQueueWaitIdle"))
+        return nowSure(LAYER_NEXT(vkQueueWaitIdle)(queue));
+    settleQueue(queue);
+    return state.plan.error;
+}
+static VKAPI_ATTR VkResult VKAPI_CALL callWaitForFences(VkDevice device, uint32_t count, const VkFence* fences, VkBool32 all,
+                                                        uint64_t timeout) {
+    if (!fails("vkWaitForFences"))
+        return nowSure(LAYER_NEXT(vkWaitForFences)(device, count, fences, all, timeout));
+    nowUnsure(count, fences);
+    settleDevice(device);
+    return state.plan.error;
+}
 
 #define INSTANCE_CALL(Name, parameters, arguments)                                                 \
     static VKAPI_ATTR VkResult VKAPI_CALL call##Name parameters {                                  \
@@ -362,7 +419,7 @@ static const LayerEntry entries[] = {
     CALL_ENTRY(QueueWaitIdle),
     CALL_ENTRY(DeviceWaitIdle),
     CALL_ENTRY(WaitForFences),
-    CALL_ENTRY(ResetFences),
+    LAYER_ENTRY(vkResetFences, resetFences),
     CALL_ENTRY(MapMemory),
     CALL_ENTRY(BindBufferMemory),
     CALL_ENTRY(GetQueryPoolResults),
