@@ -16,7 +16,7 @@ enum { Q_BYTES = HEADS_Q * DIM * 4, KV_BYTES = HEADS_KV * DIM * 4, LAYER_BYTES =
     do {                                                                                           \
         VkResult result_ = (call);                                                                 \
         if (result_ != VK_SUCCESS) {                                                               \
-            printf("%s: VkResult %d\n", #call, result_);                                           \
+            fprintf(stderr, "%s: VkResult %d\n", #call, result_);                                   \
             exit(result_ == VK_ERROR_INCOMPATIBLE_DRIVER ? 77 : 1);                                \
         }                                                                                          \
     } while (0)
@@ -24,7 +24,7 @@ enum { Q_BYTES = HEADS_Q * DIM * 4, KV_BYTES = HEADS_KV * DIM * 4, LAYER_BYTES =
 static void say(VkmqaSeverity severity, const char* text, void* userData) {
     (void)userData;
     if (severity == VKMQA_SEVERITY_ERROR)
-        printf("vkmqa: %s\n", text);
+        fprintf(stderr, "vkmqa: %s\n", text);
 }
 
 // A conversation as an application has it: its tokens, and the cache's name for them.

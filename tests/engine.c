@@ -191,13 +191,13 @@ static void* library;
 
 static void lockQueue(void* user, VkQueue queue) {
     Engine* engine = user;
-    assert_ptr_equal(queue, engine->queue);
+    assert_true(queue == engine->queue || queue == engine->transferQueue);
     assert_false(engine->locked); // never twice
     engine->locked = true;
 }
 static void unlockQueue(void* user, VkQueue queue) {
     Engine* engine = user;
-    assert_ptr_equal(queue, engine->queue);
+    assert_true(queue == engine->queue || queue == engine->transferQueue);
     assert_true(engine->locked);
     engine->locked = false;
 }
@@ -243,18 +243,26 @@ static void createDevice(Engine* engine, bool featureless) {
             engine->family = i;
     assert_true(engine->family < count);
     engine->timestamps = families[engine->family].timestampValidBits > 0;
+    engine->transferFamily = count;
+    for (uint32_t i = 0; i < count; i++)
+        if ((families[i].queueFlags & VK_QUEUE_TRANSFER_BIT) && families[i].queueCount &&
+            !(families[i].queueFlags & (VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT)))
+            engine->transferFamily = i;
+    const bool copies = engine->transferFamily < count;
     const float priority = 1;
-    const VkDeviceQueueCreateInfo queue = {
-        .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
-        .queueFamilyIndex = engine->family,
-        .queueCount = 1,
-        .pQueuePriorities = &priority,
-    };
+    VkDeviceQueueCreateInfo queues[2];
+    for (int i = 0; i < 2; i++)
+        queues[i] = (VkDeviceQueueCreateInfo){
+            .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+            .queueFamilyIndex = i ? engine->transferFamily : engine->family,
+            .queueCount = 1,
+            .pQueuePriorities = &priority,
+        };
     const VkDeviceCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
         .pNext = engine->requirements.features,
-        .queueCreateInfoCount = 1,
-        .pQueueCreateInfos = &queue,
+        .queueCreateInfoCount = 1 + copies,
+        .pQueueCreateInfos = queues,
         .enabledExtensionCount = engine->requirements.extensionCount,
         .ppEnabledExtensionNames = engine->requirements.extensionNames,
     };
@@ -262,6 +270,8 @@ static void createDevice(Engine* engine, bool featureless) {
     LOAD(GetDeviceQueue);
     REQUIRE(CreateDevice(engine->physicalDevice, &info, NULL, &engine->device));
     GetDeviceQueue(engine->device, engine->family, 0, &engine->queue);
+    if (copies)
+        GetDeviceQueue(engine->device, engine->transferFamily, 0, &engine->transferQueue);
 }
 
 void engineOpen(Engine* engine, const uint8_t uuid[16], bool featureless) {
@@ -320,6 +330,8 @@ VkmqaDeviceImportInfo engineImportInfo(Engine* engine, VkmqaContextCreateInfo* c
         .context = context,
         .computeQueue = engine->queue,
         .computeFamily = engine->family,
+        .transferQueue = engine->transferQueue,
+        .transferFamily = engine->transferQueue ? engine->transferFamily : 0,
         .lockQueue = lockQueue,
         .unlockQueue = unlockQueue,
         .queueUserData = engine,

@@ -11,8 +11,8 @@ typedef struct Engine {
     VkInstance instance;
     VkPhysicalDevice physicalDevice;
     VkDevice device;
-    VkQueue queue;
-    uint32_t family, apiVersion;
+    VkQueue queue, transferQueue; // transferQueue: of a family for copies alone, or null
+    uint32_t family, transferFamily, apiVersion;
     bool timestamps; // the family has them
     PFN_vkGetInstanceProcAddr getInstanceProcAddr; // the engine's
     VkmqaDeviceRequirements requirements;          // what the device was created with

@@ -236,7 +236,6 @@ static void badListsAreNoticed(void** state) {
     }
 }
 
-// Attention over the compacted cache is attention over the path of drafts.
 // More workgroups than kernels can count; the ranges are claims, and nothing is submitted.
 static void moreThanAGridIsRefused(void** state) {
     (void)state;
@@ -267,6 +266,7 @@ static void moreThanAGridIsRefused(void** state) {
     vkmqaDestroyAttention(attention);
 }
 
+// Attention over the compacted cache is attention over the path of drafts.
 static void attentionContinues(void** state) {
     (void)state;
     const Model model = modelOf(&shapes[0]);

@@ -98,7 +98,7 @@ static int child(const Mistake* mistake) {
                                       .skipVerification = VK_TRUE,
                                       .messageCallback = harnessMessage};
     if (vkmqaOpenDevice(&info, &harness.device) != VK_SUCCESS)
-        return HARNESS_SKIPPED;
+        return 2;
     if (mistake->slack) {
         VkmqaMemory memory = NULL;
         if (vkmqaCreateMemory(harness.device, VKMQA_MEMORY_UPLOAD, 4, &memory) != VK_SUCCESS)
@@ -136,8 +136,6 @@ static void mistakesAreFatal(void** state) {
     (void)state;
     for (size_t i = 0; i < COUNT(mistakes); i++) {
         int code = childExit(&mistakes[i]);
-        if (code == HARNESS_SKIPPED)
-            exit(HARNESS_SKIPPED);
         if (code != mistakes[i].exitCode && code != EXIT_DESCRIPTORS)
             fail_msg("%s, %s: exit code %d, should be %d", mistakes[i].layer, mistakes[i].name,
                      code, mistakes[i].exitCode);

@@ -108,7 +108,8 @@ VKMQA_API VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* info, VkmqaDev
 
 // Waits for the device (60 s at most, 600 s on a CPU), destroys it and everything it owns, which an imported VkDevice
 // is not: of that it waits for the queues given. Null is ignored. Attention objects must have been destroyed. While
-// memories or commands made from it exist, it sends an error message and leaves the device open.
+// memories or commands made from it exist, or work does not end in that time, it sends an error message and leaves the
+// device open; close it again.
 VKMQA_API void vkmqaCloseDevice(VkmqaDevice device);
 
 // As listed, but for deviceAddresses: whether they are enabled.
@@ -153,7 +154,7 @@ typedef enum VkmqaMemoryKind {
 // address where the device has them. Size 0 is an error.
 VKMQA_API VkResult vkmqaCreateMemory(VkmqaDevice device, VkmqaMemoryKind kind, VkDeviceSize size,
                                      VkmqaMemory* memory);
-// Null is ignored. No pending commands may use it.
+// Null is ignored. No pending commands may use it. Under a copy that does not end it is left to vkmqaCloseDevice.
 VKMQA_API void vkmqaDestroyMemory(VkmqaMemory memory);
 // The range [offset, offset + size) for vkmqa.h's structs; size 0 = to the end. A range outside the
 // memory gives an all-zero VkmqaBuffer.
@@ -178,7 +179,8 @@ VKMQA_API VkResult vkmqaDownload(VkmqaMemory memory, VkDeviceSize offset, void* 
 // the host after the wait. Beginning or submitting while pending is an error; waiting for what was never
 // submitted is VK_SUCCESS.
 VKMQA_API VkResult vkmqaCreateCommands(VkmqaDevice device, VkmqaCommands* commands);
-VKMQA_API void vkmqaDestroyCommands(VkmqaCommands commands); // waits if pending; null is ignored
+// Waits if pending, as long as vkmqaCloseDevice, to which it leaves what does not end. Null is ignored.
+VKMQA_API void vkmqaDestroyCommands(VkmqaCommands commands);
 VKMQA_API VkResult vkmqaBeginCommands(VkmqaCommands commands); // drops what was recorded
 // Null outside of begin .. submit.
 VKMQA_API VkCommandBuffer vkmqaGetCommandBuffer(VkmqaCommands commands);

@@ -51,7 +51,7 @@ static void work(void* library) {
     VkmqaAttention attention = NULL;
     VkmqaCommands commands = NULL;
     if (vkmqaOpenDeviceCall(&open, &device) != VK_SUCCESS)
-        stop(77, "no Vulkan device", said);
+        stop(1, "opening a device failed", said);
     if (vkmqaCreateAttentionCall(vkmqaGetDeviceContextCall(device), &shape, &attention) != VK_SUCCESS ||
         vkmqaCreateCommandsCall(device, &commands) != VK_SUCCESS)
         stop(1, "creation failed", said);

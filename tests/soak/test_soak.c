@@ -208,8 +208,8 @@ int main(void) {
     layerFail = layer ? (const LayerFail*)dlsym(layer, "vkmqaLayerFail") : NULL;
     const VkmqaDeviceOpenInfo open = {.structSize = sizeof(open), .selector = "0", .messageCallback = harnessMessage};
     if (!layerFail || vkmqaOpenDevice(&open, &harness.device) != VK_SUCCESS) {
-        fprintf(stderr, "skipped: no %s\n", layerFail ? "Vulkan device" : "test layer");
-        return HARNESS_SKIPPED;
+        fprintf(stderr, "failed: no %s (%s)\n", layerFail ? "Vulkan device" : "test layer", harness.message);
+        return 1;
     }
     if (!*layerFail->alive()) {
         fprintf(stderr, "the test layer is not in the chain\n");
