@@ -46,15 +46,21 @@ static void computeOn(VkmqaDevice device, const char* label) {
     useAgain(before);
 }
 
+// An engine, and the library's device on it.
+static VkmqaDevice importFrom(Engine* engine, bool featureless) {
+    VkmqaContextCreateInfo context;
+    VkmqaDevice device;
+    engineOpen(engine, harness.properties.uuid, featureless);
+    VkmqaDeviceImportInfo info = engineImportInfo(engine, &context);
+    REQUIRE(vkmqaImportDevice(&info, &device));
+    return device;
+}
+
 static void anEngineKeepsItsAllocatorAndItsLock(void** state) {
     (void)state;
     for (int featureless = 0; featureless < 2; featureless++) {
         Engine engine;
-        VkmqaContextCreateInfo context;
-        engineOpen(&engine, harness.properties.uuid, featureless);
-        VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
-        VkmqaDevice device;
-        REQUIRE(vkmqaImportDevice(&info, &device));
+        VkmqaDevice device = importFrom(&engine, featureless);
         assert_true(engine.live > 0);
         VkmqaDeviceHandles handles = {.structSize = sizeof(handles)};
         REQUIRE(vkmqaGetDeviceHandles(device, &handles));
@@ -89,11 +95,7 @@ static void anEngineKeepsItsAllocatorAndItsLock(void** state) {
 static void whatIsEnabledDecides(void** state) {
     (void)state;
     Engine engine;
-    VkmqaContextCreateInfo context;
-    engineOpen(&engine, harness.properties.uuid, true);
-    VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
-    VkmqaDevice device;
-    REQUIRE(vkmqaImportDevice(&info, &device));
+    VkmqaDevice device = importFrom(&engine, true);
     VkmqaDeviceProperties properties = {.structSize = sizeof(properties)};
     REQUIRE(vkmqaGetDeviceProperties(device, &properties));
     assert_false(properties.deviceAddresses); // whatever the driver could
@@ -111,12 +113,8 @@ static void appendStartsWhatItNeeds(void** state) {
     (void)state;
     const Batch many = {.count = 1, .sequences = {{512, 512}}, .append = true};
     Engine engine;
-    VkmqaContextCreateInfo context;
-    engineOpen(&engine, harness.properties.uuid, true);
-    VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
-    VkmqaDevice device;
+    VkmqaDevice device = importFrom(&engine, true);
     VkmqaAttention attention;
-    REQUIRE(vkmqaImportDevice(&info, &device));
     Swapped before = useDevice(device);
     Model half = model;
     half.io = half.source = ORACLE_F16;
@@ -142,15 +140,11 @@ static void copiesOfPagesAreVisible(void** state) {
     const VkAccessFlags all = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_READ_BIT |
                               VK_ACCESS_TRANSFER_WRITE_BIT;
     Engine engine;
-    VkmqaContextCreateInfo context;
-    engineOpen(&engine, harness.properties.uuid, false);
-    VkmqaDeviceImportInfo info = engineImportInfo(&engine, &context);
-    VkmqaDevice device;
+    VkmqaDevice device = importFrom(&engine, false);
     VkmqaAttention attention;
     VkmqaCache cache;
     VkmqaCommands commands;
     VkmqaSequence sequence, fork;
-    REQUIRE(vkmqaImportDevice(&info, &device));
     Swapped before = useDevice(device);
     REQUIRE(attentionCreate(&model, VKMQA_TIER_AUTO, &attention));
     const VkmqaCacheCreateInfo create = {.structSize = sizeof(create), .attention = attention, .numLayers = 1, .numPages = 8,
