@@ -111,6 +111,13 @@ void scenarioCache(Attempt* attempt) {
     ATTEMPT(vkmqaFinishTransfers(p.cache, UINT64_MAX));
     ATTEMPT(vkmqaRestoreSequence(p.cache, first));
     ATTEMPT(vkmqaFinishTransfers(p.cache, UINT64_MAX));
+    ATTEMPT(vkmqaPinSequence(p.cache, fork, VK_TRUE));
+    ATTEMPT(vkmqaOffloadLeastRecent(p.cache, 1, NULL)); // one is free
+    ATTEMPT(vkmqaPinSequence(p.cache, fork, VK_FALSE));
+    // A step that is never recorded.
+    tokens = (VkmqaSequenceTokens){fork, 1, ids, NULL};
+    ATTEMPT(vkmqaBuildStep(p.cache, &build, &step));
+    ATTEMPT(vkmqaDiscardSteps(p.cache));
     ATTEMPT(vkmqaTruncateSequence(p.cache, first, 30));
     snprintf(path, sizeof(path), "%s/snapshot", attempt->folder);
     const VkmqaSnapshotInfo snapshot = {.structSize = sizeof(snapshot), .path = path};
