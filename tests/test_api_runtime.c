@@ -42,8 +42,11 @@ static void selectorsRejectWhatFitsNothing(void** state) {
             fail_msg("selector \"%s\": no message", selectors[i]);
         assert_null(device);
     }
-    VkmqaDevice device;
+    const VkmqaDeviceOpenInfo good = {.structSize = sizeof(good)};
+    VkmqaDevice device = (VkmqaDevice)&good;
     assert_int_equal(vkmqaOpenDevice(NULL, &device), INVALID);
+    assert_null(device);
+    assert_int_equal(vkmqaOpenDevice(&good, NULL), INVALID);
     vkmqaCloseDevice(NULL);
 }
 

@@ -270,6 +270,16 @@ static void shiftsByNothingDoNothing(void** state) {
     }
     const VkmqaCacheState after = stateOf(cache);
     assert_memory_equal(&before, &after, sizeof(before));
+    // The end dropped, no row moves; what was due before is recorded all the same.
+    VkmqaSequence third;
+    REQUIRE(vkmqaForkSequence(cache, first, PAGE + 3, &third));
+    grow(cache, third, 1); // copies the page
+    assert_int_equal(cache->commandCount, 1);
+    const VkmqaShiftInfo end = {.structSize = sizeof(end), .recorder = vkmqaGetCommandsRecorder(commands),
+                                .sequence = third, .keep = 2, .drop = PAGE + 2};
+    REQUIRE(vkmqaCmdShiftSequence(cache, vkmqaGetCommandBuffer(commands), &end));
+    assert_int_equal(cache->commandCount, 0);
+    REQUIRE(vkmqaDestroySequence(cache, third));
     REQUIRE(vkmqaDestroySequence(cache, first));
     assert_int_equal(reusedTokens(cache, ids, COUNT(ids)), 3 * PAGE);
     grow(cache, second, 2 * PAGE);

@@ -139,8 +139,6 @@ static void record_shift(VkmqaCache cache, VkCommandBuffer commandBuffer,
 // Whole pages out of the list; who else holds them keeps them.
 static void unlink_pages(VkmqaCache cache, struct VkmqaSequenceRecord* record, uint32_t first,
                          uint32_t count) {
-    if (count == 0) // an empty sequence may have no list at all
-        return;
     for (uint32_t i = first + count; i-- > first;)
         vkmqa_release_page(cache, record->pages[i]);
     record->pageCount -= count;

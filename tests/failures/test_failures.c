@@ -314,42 +314,72 @@ static void closingMayBeTriedAgain(void** state) {
     judgeRemains(&before, "closed twice");
 }
 
+// A cache of which a sequence is on its way to host memory.
+typedef struct Moving {
+    VkmqaDevice device;
+    VkmqaAttention attention;
+    VkmqaCache cache;
+    VkmqaSequence sequence;
+    VkmqaCommands commands;
+} Moving;
+
+static Moving startMoving(void) {
+    const VkmqaAttentionCreateInfo shape = {.structSize = sizeof(shape), .numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 16,
+                                            .pageSize = 16, .maxSeqLenKv = 64};
+    Moving m = {.device = openOne()};
+    REQUIRE(vkmqaCreateAttention(vkmqaGetDeviceContext(m.device), &shape, &m.attention));
+    const VkmqaCacheCreateInfo create = {.structSize = sizeof(create), .attention = m.attention, .numLayers = 1,
+                                         .numPages = 4, .maxSequences = 1, .maxNewTokens = 16, .hostPages = 4,
+                                         .device = m.device};
+    REQUIRE(vkmqaCreateCache(&create, &m.cache));
+    REQUIRE(vkmqaCreateSequence(m.cache, NULL, &m.sequence, NULL));
+    const VkmqaSequenceTokens tokens = {m.sequence, 16, NULL, NULL};
+    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
+    VkmqaCacheStep step = {.structSize = sizeof(step)};
+    REQUIRE(vkmqaCreateCommands(m.device, &m.commands));
+    REQUIRE(vkmqaBuildStep(m.cache, &build, &step));
+    REQUIRE(vkmqaBeginCommands(m.commands));
+    REQUIRE(vkmqaCmdUpdateCache(m.cache, vkmqaGetCommandBuffer(m.commands), &step));
+    REQUIRE(vkmqaSubmitCommands(m.commands));
+    REQUIRE(vkmqaOffloadSequence(m.cache, m.sequence));
+    return m;
+}
+
+static void endMoving(Moving* m) {
+    vkmqaDestroyCommands(m->commands);
+    vkmqaDestroyAttention(m->attention);
+    vkmqaCloseDevice(m->device);
+}
+
 // A failed wait tells nothing of the copies: before anything of them is used again, the queue is waited for.
 static void failedWaitsForCopiesAreWaitedOut(void** state) {
     (void)state;
     const LayerFailPlan plan = {0, VK_ERROR_OUT_OF_HOST_MEMORY, false};
-    const VkmqaAttentionCreateInfo shape = {.structSize = sizeof(shape), .numHeadsQ = 1, .numHeadsKv = 1, .headDimQk = 16,
-                                            .pageSize = 16, .maxSeqLenKv = 64};
-    VkmqaDevice device = openOne();
-    VkmqaAttention attention;
-    VkmqaCache cache;
-    VkmqaSequence sequence;
-    REQUIRE(vkmqaCreateAttention(vkmqaGetDeviceContext(device), &shape, &attention));
-    const VkmqaCacheCreateInfo create = {.structSize = sizeof(create), .attention = attention, .numLayers = 1, .numPages = 4,
-                                         .maxSequences = 1, .maxNewTokens = 16, .hostPages = 4, .device = device};
-    REQUIRE(vkmqaCreateCache(&create, &cache));
-    REQUIRE(vkmqaCreateSequence(cache, NULL, &sequence, NULL));
-    const VkmqaSequenceTokens tokens = {sequence, 16, NULL, NULL};
-    const VkmqaStepBuildInfo build = {.structSize = sizeof(build), .count = 1, .tokens = &tokens};
-    VkmqaCacheStep step = {.structSize = sizeof(step)};
-    VkmqaCommands commands;
-    REQUIRE(vkmqaCreateCommands(device, &commands));
-    REQUIRE(vkmqaBuildStep(cache, &build, &step));
-    REQUIRE(vkmqaBeginCommands(commands));
-    REQUIRE(vkmqaCmdUpdateCache(cache, vkmqaGetCommandBuffer(commands), &step));
-    REQUIRE(vkmqaSubmitCommands(commands));
-    REQUIRE(vkmqaOffloadSequence(cache, sequence));
+    Moving m = startMoving();
     layerFail->begin(&plan);
     layerFail->watch(true);
-    assert_int_equal(vkmqaFinishTransfers(cache, UINT64_MAX), plan.error);
+    assert_int_equal(vkmqaFinishTransfers(m.cache, UINT64_MAX), plan.error);
     layerFail->watch(false);
     assert_int_equal(placesOf("vkWaitForFences"), 2);
     layerFail->begin(NULL);
-    REQUIRE(vkmqaRestoreSequence(cache, sequence));
-    vkmqaDestroyCache(cache);
-    vkmqaDestroyCommands(commands);
-    vkmqaDestroyAttention(attention);
-    vkmqaCloseDevice(device);
+    REQUIRE(vkmqaRestoreSequence(m.cache, m.sequence));
+    vkmqaDestroyCache(m.cache);
+    endMoving(&m);
+}
+
+static void cachesUnderCopiesAreLeft(void** state) {
+    (void)state;
+    const LayerFailPlan plan = {0, VK_TIMEOUT, true};
+    Baseline before = baseline();
+    Moving m = startMoving();
+    layerFail->begin(&plan);
+    layerFail->watch(true);
+    vkmqaDestroyCache(m.cache);
+    layerFail->watch(false);
+    layerFail->begin(NULL);
+    assert_non_null(strstr(harness.message, "left to vkmqaCloseDevice"));
+    endMoving(&m);
+    judgeRemains(&before, "a cache under copies");
 }
 
 // A kernel that never answers its self-test: the device is lost to whoever goes on, and can be closed.
@@ -399,6 +429,7 @@ int main(void) {
         cmocka_unit_test(closingDestroysWhatWasLeft),
         cmocka_unit_test(closingMayBeTriedAgain),
         cmocka_unit_test(failedWaitsForCopiesAreWaitedOut),
+        cmocka_unit_test(cachesUnderCopiesAreLeft),
         cmocka_unit_test(aHungDeviceIsLost),
         cmocka_unit_test(closingWaitsForWhoeverHasTheQueues),
     };
