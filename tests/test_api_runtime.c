@@ -186,7 +186,7 @@ static void destroysInTheChild(Inherited* inherited, bool closeFirst) {
         closesEarly(inherited, "1 memories and 1 commands");
     vkmqaDestroyMemory(inherited->mapped);
     if (closeFirst)
-        closesEarly(inherited, "0 memories and 1 commands");
+        closesEarly(inherited, "0 caches, and with theirs 0 memories and 1 commands");
     vkmqaDestroyCommands(inherited->commands);
     harness.message[0] = 0;
     vkmqaCloseDevice(inherited->device);

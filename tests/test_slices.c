@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include <stdio.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -158,6 +159,9 @@ static void aMissingSliceIsMissed(void** state) {
     assert_non_null(strstr(harness.message, "structSize is 8"));
     assert_int_equal(vkmqaRunAttention(run.commands, attention, NULL, 0, &correction), VK_ERROR_VALIDATION_FAILED_EXT);
     assert_int_equal(vkmqaRunAttention(run.commands, attention, &info, 0, NULL), VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_int_equal(vkmqaRunAttention(run.commands, attention, &info, nan(""), &correction),
+                     VK_ERROR_VALIDATION_FAILED_EXT);
+    assert_non_null(strstr(harness.message, "vkmqaRunAttention: seconds is"));
     odd = info;
     odd.out = (VkmqaBuffer){0};
     assert_int_equal(vkmqaRunAttention(run.commands, attention, &odd, 0, &correction), VK_ERROR_VALIDATION_FAILED_EXT);

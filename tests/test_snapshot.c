@@ -585,6 +585,9 @@ static void failedSavesLeaveTheOldFile(void** state) {
     }
     info.path = "/tmp/no/such/folder/file";
     assert_int_equal(vkmqaSaveSequences(world.cache, 1, &sequence, &info), VK_ERROR_UNKNOWN);
+    info.path = folder; // nothing can take its place
+    assert_int_equal(vkmqaSaveSequences(world.cache, 1, &sequence, &info), VK_ERROR_UNKNOWN);
+    assert_non_null(strstr(harness.message, "section end: renaming failed"));
     char before[1024]; // a name alone is a file of the working folder
     assert_true(getcwd(before, sizeof(before)) && chdir(folder) == 0);
     info = (VkmqaSnapshotInfo){.structSize = sizeof(info), .path = "name"};

@@ -53,7 +53,8 @@
 // and a larger unknown structSize is accepted if its tail is zero. (VkmqaKv, VkmqaStepLimits, VkmqaStepLayout,
 // VkmqaBuffer, VkmqaBufferRequirements and VkmqaStrides never grow and have none.) Zero means default everywhere.
 // Every call that can fail returns a VkResult, and one that failed has changed and recorded nothing and
-// has explained itself through the context's message callback, if a context or an object of one was given:
+// has explained itself through the context's message callback, if a context or an object of one was given
+// (outside of a struct whose structSize is wrong: what such a struct names is not believed):
 //   VK_ERROR_VALIDATION_FAILED_EXT   an argument is wrong; the message names field, value and remedy
 //   VK_ERROR_FEATURE_NOT_PRESENT     the device, as created, cannot do it
 //   VK_ERROR_OUT_OF_POOL_MEMORY      a VkmqaRecorder is full
@@ -63,8 +64,11 @@
 //
 // Threads: contexts and attention objects are immutable after creation: any number of threads may
 // record with one object, each into its own command buffer (and with its own VkmqaRecorder). Creation
-// and destruction of one object need the usual external synchronisation. After fork() the child may destroy
-// what it has inherited, which frees host memory alone, and do nothing else with it.
+// and destruction of one object need the usual external synchronisation.
+//
+// After fork() a Vulkan driver works in the parent only. The child may destroy what it has inherited, which frees
+// host memory alone; creating from it, vkmqaVerifyAttention and vkmqaResetRecorder are
+// VK_ERROR_VALIDATION_FAILED_EXT there. Recording is not checked, as the command buffer itself is the parent's.
 #ifndef VKMQA_H
 #define VKMQA_H
 

@@ -31,7 +31,8 @@
 // VK_ERROR_VALIDATION_FAILED_EXT.
 //
 // Threads: a cache may be used by one thread at a time, and one with a device by the device's rules: no other
-// thread uses the device or another of its caches meanwhile.
+// thread uses the device or another of its caches meanwhile. In a child after fork() every call but
+// vkmqaDestroyCache is VK_ERROR_VALIDATION_FAILED_EXT.
 #ifndef VKMQA_CACHE_H
 #define VKMQA_CACHE_H
 
@@ -65,16 +66,16 @@ typedef struct VkmqaCacheCreateInfo {
     // Paged; its shape is that of all layers. Other objects of the same KV shape, types and page size may
     // record with the cache's steps too. Must outlive the cache.
     VkmqaAttention attention;
-    uint32_t numLayers; // of the model, at least 1
+    uint32_t numLayers; // of the model, 1 to 4096
     uint32_t numPages;     // of each layer; a sequence of n tokens takes ceil(n / pageSize) of them
-    uint32_t maxSequences; // at the same time; default 1024
+    uint32_t maxSequences; // at the same time; default 1024, at most 2^24
     // Limits of a step, see VkmqaStepLimits.
-    uint32_t maxBatch;      // default maxSequences, at most 2^20
+    uint32_t maxBatch;      // default and at most maxSequences, at most 2^20
     uint32_t maxNewTokens;  // of all sequences together; default 2048, at least maxBatch, at most 2^24
     // Default the smaller of the attention object's and numPages * pageSize; a sequence that would pass it is
     // VK_ERROR_VALIDATION_FAILED_EXT, whatever pages there are.
     uint32_t maxSeqLenKv;
-    uint32_t stepsInFlight; // steps that may be built before the first has finished executing; default 3
+    uint32_t stepsInFlight; // steps that may be built before the first has finished executing; default 3, at most 64
     uint32_t hostPages;     // room for offloaded pages, in host memory; needs device; default 0
     // The device allocates what is not given below. Without a device all of it must be given, and
     // vkmqaOffloadSequence, vkmqaRestoreSequence, vkmqaSaveSequences and vkmqaLoadSequences are not available
@@ -294,7 +295,7 @@ typedef struct VkmqaSnapshotInfo {
     // vkmqaSaveSequences, read for vkmqaLoadSequences.
     VkBool32 (*write)(void* userData, const void* data, size_t size);
     VkBool32 (*read)(void* userData, void* data, size_t size); // likewise
-    // May be null; after every few MiB. false cancels: VK_INCOMPLETE.
+    // May be null; after every few MiB. false cancels: VK_INCOMPLETE, without a message.
     VkBool32 (*progress)(void* userData, uint64_t doneBytes, uint64_t totalBytes);
     void* userData; // for the callbacks
     const char* modelTag; // up to 63 bytes of UTF-8, default ""; a load refuses a snapshot of another

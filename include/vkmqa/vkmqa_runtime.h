@@ -9,7 +9,8 @@
 // the command buffers of different VkmqaCommands may run in parallel.
 //
 // After fork() a Vulkan driver works in the parent only: in the child every call that creates, submits,
-// waits or copies returns VK_ERROR_VALIDATION_FAILED_EXT, and destruction frees host memory alone.
+// waits or copies returns VK_ERROR_VALIDATION_FAILED_EXT, and destruction frees host memory alone. A child opens a
+// device of its own.
 #ifndef VKMQA_RUNTIME_H
 #define VKMQA_RUNTIME_H
 

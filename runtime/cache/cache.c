@@ -21,14 +21,19 @@ VkResult vkmqa_cache_fail(VkmqaCache cache, VkResult result, const char* format,
     return vkmqa_fail(cache->attention->context, result, "%s", problem.text);
 }
 
-bool vkmqa_is_cache(VkmqaCache cache) {
+static bool may_destroy(VkmqaCache cache, const char* call) {
     if (!cache || cache->magic != VKMQA_MAGIC_CACHE)
         return false;
     if (cache->inCallback)
         vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,
-                         "a callback of vkmqaSaveSequences or vkmqaLoadSequences used the cache; use it when the call has "
-                         "returned");
+                         "%s: called from a callback of vkmqaSaveSequences or vkmqaLoadSequences; use the cache when "
+                         "that has returned", call);
     return !cache->inCallback;
+}
+
+bool vkmqa_is_cache(VkmqaCache cache, const char* call) {
+    // Some drivers share mapped memory with the child, so that even a step's metadata would be the parent's.
+    return may_destroy(cache, call) && vkmqa_check_process(cache->attention->context, call) == VK_SUCCESS;
 }
 
 // A number that changes all the time.
@@ -367,6 +372,8 @@ VkResult vkmqaCreateCache(const VkmqaCacheCreateInfo* given, VkmqaCache* result)
     struct VkmqaCache_T plan;
     struct Sizes sizes = {0};
     VkResult error = make_plan(given, call, &info, &plan, &sizes);
+    if (error == VK_SUCCESS)
+        error = vkmqa_check_process(plan.attention->context, call);
     if (error != VK_SUCCESS)
         return error;
     if (!result)
@@ -397,26 +404,31 @@ VkResult vkmqaCreateCache(const VkmqaCacheCreateInfo* given, VkmqaCache* result)
         return error;
     }
     cache->magic = VKMQA_MAGIC_CACHE;
+    if (cache->device)
+        cache->device->cacheCount++;
     *result = cache;
     return VK_SUCCESS;
 }
 
 void vkmqaDestroyCache(VkmqaCache cache) {
-    if (vkmqa_is_cache(cache))
-        destroy(cache);
+    if (!may_destroy(cache, "vkmqaDestroyCache"))
+        return;
+    if (cache->device)
+        cache->device->cacheCount--;
+    destroy(cache);
 }
 
 const VkmqaKv* vkmqaGetCacheLayer(VkmqaCache cache, uint32_t layer) {
-    return vkmqa_is_cache(cache) && layer < cache->numLayers ? &cache->layers[layer] : NULL;
+    return vkmqa_is_cache(cache, "vkmqaGetCacheLayer") && layer < cache->numLayers ? &cache->layers[layer] : NULL;
 }
 
 VkResult vkmqaGetCacheState(VkmqaCache cache, VkmqaCacheState* state) {
-    if (!vkmqa_is_cache(cache))
+    static const char call[] = "vkmqaGetCacheState";
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     struct VkmqaProblem problem;
     if (!vkmqa_open_output(state, sizeof *state, sizeof *state, "state", &problem))
-        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT, "vkmqaGetCacheState: %s",
-                                problem.text);
+        return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text);
     vkmqa_poll_transfers(cache);
     state->sequences = cache->sequenceCount;
     state->freePages = vkmqa_available_pages(cache);

@@ -131,8 +131,8 @@ struct VkmqaCache_T {
 
 // ---- cache.c ---------------------------------------------------------------------------------
 
-// Whether a call may use it: no wrong handle, and not from a callback of its own.
-bool vkmqa_is_cache(VkmqaCache cache);
+// Whether the call may use it: no wrong handle, not from a callback of its own, not in a child after fork().
+bool vkmqa_is_cache(VkmqaCache cache, const char* call);
 // Says why and returns result.
 VkResult vkmqa_cache_fail(VkmqaCache cache, VkResult result, const char* format, ...)
     VKMQA_PRINTF(3, 4);
@@ -156,6 +156,8 @@ void vkmqa_init_pages(VkmqaCache cache);
 static inline uint32_t vkmqa_available_pages(VkmqaCache cache) {
     return cache->freePages.count + cache->reusablePages.count;
 }
+// "N pages are needed, M are free ...": what is missing, and what to do.
+void vkmqa_say_missing(VkmqaCache cache, uint64_t needed, struct VkmqaProblem* problem);
 // Room for `count` more commands. What follows cannot fail.
 VkResult vkmqa_reserve_commands(VkmqaCache cache, const char* call, uint32_t count);
 // A page with refs 1; there must be one, and room for a command. `overwritten`: all of it will be.

@@ -82,7 +82,8 @@ static VkResult end_moves(VkmqaCache cache, uint64_t timeoutNs) {
 void vkmqa_poll_transfers(VkmqaCache cache) { end_moves(cache, 0); }
 
 VkResult vkmqaFinishTransfers(VkmqaCache cache, uint64_t timeoutNs) {
-    return vkmqa_is_cache(cache) ? end_moves(cache, timeoutNs) : VK_ERROR_VALIDATION_FAILED_EXT;
+    return vkmqa_is_cache(cache, "vkmqaFinishTransfers") ? end_moves(cache, timeoutNs)
+                                                         : VK_ERROR_VALIDATION_FAILED_EXT;
 }
 
 bool vkmqa_destroy_offload(VkmqaCache cache) {
@@ -251,7 +252,7 @@ static VkResult offload_pages(VkmqaCache cache, const char* call, struct VkmqaSe
 
 VkResult vkmqaOffloadSequence(VkmqaCache cache, VkmqaSequence sequence) {
     static const char call[] = "vkmqaOffloadSequence";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, call, sequence);
     if (!record)
@@ -271,7 +272,7 @@ VkResult vkmqaOffloadLeastRecent(VkmqaCache cache, uint32_t pages, uint32_t* sta
     static const char call[] = "vkmqaOffloadLeastRecent";
     if (started)
         *started = 0;
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkResult error = check_offload(cache, call);
     vkmqa_poll_transfers(cache);
@@ -304,7 +305,7 @@ VkResult vkmqaOffloadLeastRecent(VkmqaCache cache, uint32_t pages, uint32_t* sta
 
 VkResult vkmqaRestoreSequence(VkmqaCache cache, VkmqaSequence sequence) {
     static const char call[] = "vkmqaRestoreSequence";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, call, sequence);
     if (!record)
@@ -315,11 +316,11 @@ VkResult vkmqaRestoreSequence(VkmqaCache cache, VkmqaSequence sequence) {
         return error;
     vkmqa_poll_transfers(cache);
     uint32_t available = vkmqa_available_pages(cache);
-    if (count > available)
-        return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_POOL_MEMORY,
-                                "%s: %u pages are needed, %u are free: %u are missing (%u will come when "
-                                "transfers finish)", call, count, available, count - available,
-                                cache->movingPages);
+    if (count > available) {
+        struct VkmqaProblem problem;
+        vkmqa_say_missing(cache, count, &problem);
+        return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_POOL_MEMORY, "%s: %s", call, problem.text);
+    }
     uint32_t* devicePages = vkmqa_cache_allocate(cache, 2 * (size_t)count, sizeof *devicePages);
     if (!devicePages)
         return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_HOST_MEMORY, "%s: no memory for a list of %u pages",

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include "cache.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static void append(VkmqaCache cache, struct VkmqaPageList* list, uint32_t page) {
@@ -36,6 +37,15 @@ void vkmqa_init_pages(VkmqaCache cache) {
     // In ascending order, so that a sequence's pages lie side by side: copies of many are one.
     for (uint32_t i = 0; i < cache->numPages; ++i)
         append(cache, &cache->freePages, i);
+}
+
+void vkmqa_say_missing(VkmqaCache cache, uint64_t needed, struct VkmqaProblem* problem) {
+    uint32_t available = vkmqa_available_pages(cache);
+    char moving[64] = "";
+    if (cache->movingPages)
+        snprintf(moving, sizeof moving, " (%u will come when transfers finish)", cache->movingPages);
+    vkmqa_problem(problem, "%llu pages are needed, %u are free, %llu missing%s; destroy, truncate or offload sequences",
+                  (unsigned long long)needed, available, (unsigned long long)(needed - available), moving);
 }
 
 VkResult vkmqa_reserve_commands(VkmqaCache cache, const char* call, uint32_t count) {

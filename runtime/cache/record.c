@@ -140,7 +140,7 @@ VkResult vkmqa_check_recorded(VkmqaCache cache, const char* call, bool commands)
 
 VkResult vkmqaCmdUpdateCache(VkmqaCache cache, VkCommandBuffer commandBuffer, const VkmqaCacheStep* step) {
     static const char call[] = "vkmqaCmdUpdateCache";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     if (!commandBuffer)
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT,

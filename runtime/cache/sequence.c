@@ -96,7 +96,7 @@ void vkmqa_free_sequence(VkmqaCache cache, struct VkmqaSequenceRecord* record) {
 VkResult vkmqaCreateSequence(VkmqaCache cache, const VkmqaSequenceCreateInfo* given,
                              VkmqaSequence* sequence, uint32_t* reusedTokens) {
     static const char call[] = "vkmqaCreateSequence";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkmqaSequenceCreateInfo info = {.structSize = sizeof info};
     struct VkmqaProblem problem;
@@ -136,11 +136,12 @@ VkResult vkmqaCreateSequence(VkmqaCache cache, const VkmqaSequenceCreateInfo* gi
 }
 
 VkResult vkmqaDestroySequence(VkmqaCache cache, VkmqaSequence sequence) {
-    if (!vkmqa_is_cache(cache))
+    static const char call[] = "vkmqaDestroySequence";
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     if (sequence == 0)
         return VK_SUCCESS;
-    struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, "vkmqaDestroySequence", sequence);
+    struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, call, sequence);
     if (!record)
         return VK_ERROR_VALIDATION_FAILED_EXT;
     vkmqa_free_sequence(cache, record);
@@ -149,7 +150,7 @@ VkResult vkmqaDestroySequence(VkmqaCache cache, VkmqaSequence sequence) {
 
 VkResult vkmqaGetSequenceState(VkmqaCache cache, VkmqaSequence sequence, VkmqaSequenceState* state) {
     static const char call[] = "vkmqaGetSequenceState";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     const struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, call, sequence);
     struct VkmqaProblem problem;
@@ -224,12 +225,12 @@ VkResult vkmqa_reserve(VkmqaCache cache, const char* call, uint32_t count,
     if (error != VK_SUCCESS)
         return error;
     uint32_t available = vkmqa_available_pages(cache);
-    if (needed > available)
+    if (needed > available) {
+        struct VkmqaProblem problem;
+        vkmqa_say_missing(cache, needed, &problem);
         return vkmqa_cache_fail(cache, VK_ERROR_OUT_OF_POOL_MEMORY,
-                                "%s: %llu pages are needed, %u are free: %llu are missing (%u will come when "
-                                "transfers finish); destroy, truncate or offload sequences", call,
-                                (unsigned long long)needed, available,
-                                (unsigned long long)(needed - available), cache->movingPages);
+                                "%s: %s", call, problem.text);
+    }
     error = vkmqa_reserve_commands(cache, call, (uint32_t)needed);
     if (error != VK_SUCCESS)
         return error;
@@ -249,7 +250,7 @@ VkResult vkmqa_reserve(VkmqaCache cache, const char* call, uint32_t count,
 
 VkResult vkmqaReserveTokens(VkmqaCache cache, uint32_t count, const VkmqaSequenceTokens* tokens) {
     static const char call[] = "vkmqaReserveTokens";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     if (count && !tokens)
         return vkmqa_cache_fail(cache, VK_ERROR_VALIDATION_FAILED_EXT, "%s: tokens is null; give %u entries",
@@ -259,7 +260,7 @@ VkResult vkmqaReserveTokens(VkmqaCache cache, uint32_t count, const VkmqaSequenc
 
 VkResult vkmqaForkSequence(VkmqaCache cache, VkmqaSequence source, uint32_t length, VkmqaSequence* fork) {
     static const char call[] = "vkmqaForkSequence";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     const struct VkmqaSequenceRecord* from = vkmqa_find_sequence(cache, call, source);
     if (!from)
@@ -293,7 +294,7 @@ VkResult vkmqaForkSequence(VkmqaCache cache, VkmqaSequence source, uint32_t leng
 
 VkResult vkmqaTruncateSequence(VkmqaCache cache, VkmqaSequence sequence, uint32_t length) {
     static const char call[] = "vkmqaTruncateSequence";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, call, sequence);
     if (!record)
@@ -309,9 +310,10 @@ VkResult vkmqaTruncateSequence(VkmqaCache cache, VkmqaSequence sequence, uint32_
 }
 
 VkResult vkmqaPinSequence(VkmqaCache cache, VkmqaSequence sequence, VkBool32 pinned) {
-    if (!vkmqa_is_cache(cache))
+    static const char call[] = "vkmqaPinSequence";
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
-    struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, "vkmqaPinSequence", sequence);
+    struct VkmqaSequenceRecord* record = vkmqa_find_sequence(cache, call, sequence);
     if (!record)
         return VK_ERROR_VALIDATION_FAILED_EXT;
     record->pinned = pinned != VK_FALSE;

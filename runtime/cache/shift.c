@@ -95,7 +95,7 @@ static VkResult prepare_layers(VkmqaCache cache, const VkmqaShiftInfo* info, con
                                 cache->numLayers);
     VkResult error = VK_SUCCESS;
     if (cache->attention->choice.bind)
-        error = vkmqa_check_recorder(context, info->recorder, cache->numLayers);
+        error = vkmqa_check_recorder(context, "vkmqaCmdShiftSequence", info->recorder, cache->numLayers);
     for (uint32_t i = 0; i < cache->numLayers && error == VK_SUCCESS; ++i)
         error = prepare_layer(cache, i, info, shift, length, &(*layers)[i]);
     const struct VkmqaShape* shape = &cache->attention->shape;
@@ -149,7 +149,7 @@ static void unlink_pages(VkmqaCache cache, struct VkmqaSequenceRecord* record, u
 VkResult vkmqaCmdShiftSequence(VkmqaCache cache, VkCommandBuffer commandBuffer,
                                const VkmqaShiftInfo* given) {
     static const char call[] = "vkmqaCmdShiftSequence";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkmqaShiftInfo info;
     struct VkmqaProblem problem;

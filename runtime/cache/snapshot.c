@@ -297,7 +297,7 @@ static VkResult check_info(VkmqaCache cache, const char* call, const VkmqaSnapsh
 VkResult vkmqa_open_snapshot(VkmqaCache cache, const char* call, const VkmqaSnapshotInfo* given, bool saving,
                              struct VkmqaSnapshot** result) {
     *result = NULL;
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkmqaSnapshotInfo info;
     struct VkmqaProblem problem;

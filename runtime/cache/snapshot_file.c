@@ -265,6 +265,7 @@ VkResult vkmqa_seek_file(struct VkmqaSnapshot* snapshot, uint64_t position) {
 
 VkResult vkmqa_publish_file(struct VkmqaSnapshot* snapshot) {
     struct VkmqaSnapshotFile* file = &snapshot->file;
+    snprintf(snapshot->section, sizeof snapshot->section, "%s", "end");
     if (!sync_file(file->handle))
         return fail(snapshot, "syncing failed", file->temporary);
     file->open = false;

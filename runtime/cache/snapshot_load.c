@@ -153,11 +153,11 @@ static VkResult take_pages(struct VkmqaSnapshot* snapshot, struct VkmqaSnapshotT
     VkResult error = vkmqa_count_targets(snapshot, table, &needed);
     if (error != VK_SUCCESS)
         return error;
-    if (needed > available)
-        return vkmqa_snapshot_fail(snapshot, VK_ERROR_OUT_OF_POOL_MEMORY,
-                                   "%u pages are needed, %u are free: %u are missing (%u will come when transfers "
-                                   "finish); destroy, truncate or offload sequences", needed, available,
-                                   needed - available, cache->movingPages);
+    if (needed > available) {
+        struct VkmqaProblem problem;
+        vkmqa_say_missing(cache, needed, &problem);
+        return vkmqa_snapshot_fail(snapshot, VK_ERROR_OUT_OF_POOL_MEMORY, "%s", problem.text);
+    }
     if (needed > cache->freePages.count && snapshot->info.path)
         error = verify_rest(snapshot);
     return error == VK_SUCCESS ? vkmqa_take_targets(snapshot, table) : error;
@@ -269,12 +269,11 @@ static VkResult check_room(struct VkmqaSnapshot* snapshot) {
                                    cache->maxSequences, free, header->sequenceCount - free);
     uint64_t tokens = (uint64_t)header->pageCount * header->pageTokens;
     uint64_t needed = header->pageTokens < cache->pageTokens ? vkmqa_pages_of(cache, tokens) : header->pageCount;
-    if (needed > available)
-        return vkmqa_snapshot_fail(snapshot, VK_ERROR_OUT_OF_POOL_MEMORY,
-                                   "at least %llu pages are needed, %u are free: %llu are missing (%u will come when "
-                                   "transfers finish); destroy, truncate or offload sequences",
-                                   (unsigned long long)needed, available, (unsigned long long)(needed - available),
-                                   cache->movingPages);
+    if (needed > available) {
+        struct VkmqaProblem problem;
+        vkmqa_say_missing(cache, needed, &problem);
+        return vkmqa_snapshot_fail(snapshot, VK_ERROR_OUT_OF_POOL_MEMORY, "at least %s", problem.text);
+    }
     return VK_SUCCESS;
 }
 

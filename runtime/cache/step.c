@@ -111,7 +111,7 @@ static void append_tokens(VkmqaCache cache, struct VkmqaSequenceRecord* record,
 
 VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* given, VkmqaCacheStep* step) {
     static const char call[] = "vkmqaBuildStep";
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, call))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkmqaStepBuildInfo info;
     struct VkmqaProblem problem;
@@ -181,7 +181,7 @@ VkResult vkmqaBuildStep(VkmqaCache cache, const VkmqaStepBuildInfo* given, Vkmqa
 }
 
 VkResult vkmqaDiscardSteps(VkmqaCache cache) {
-    if (!vkmqa_is_cache(cache))
+    if (!vkmqa_is_cache(cache, "vkmqaDiscardSteps"))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     vkmqa_discard_steps(cache, cache->stepCount);
     return VK_SUCCESS;

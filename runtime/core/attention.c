@@ -5,37 +5,37 @@
 
 VkResult vkmqaCreateAttention(VkmqaContext context, const VkmqaAttentionCreateInfo* given,
                               VkmqaAttention* result) {
+    static const char call[] = "vkmqaCreateAttention";
     if (result)
         *result = NULL;
-    if (!vkmqa_is_context(context))
+    if (!vkmqa_is_context(context) || vkmqa_check_process(context, call) != VK_SUCCESS)
         return VK_ERROR_VALIDATION_FAILED_EXT;
     if (!result)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "attention is null; give a place for the handle");
+                          "%s: attention is null; give a place for the handle", call);
     VkmqaAttentionCreateInfo info;
     struct VkmqaProblem problem;
     struct VkmqaShape shape;
     if (!vkmqa_read_struct(given, &info, sizeof info, sizeof info, "info", &problem) ||
         !vkmqa_make_shape(&info, &shape, &problem))
-        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "vkmqaCreateAttention: %s",
-                          problem.text);
+        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text);
     struct VkmqaTuned tuned = {0};
     if (info.tuningProfile && !vkmqa_read_tuning(info.tuningProfile, info.tuningProfileSize, &context->caps, &shape,
                                                  &tuned, &problem))
-        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "vkmqaCreateAttention: %s", problem.text);
+        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text);
     if (tuned.foreign)
         vkmqa_message(context, VKMQA_SEVERITY_WARNING,
-                      "vkmqaCreateAttention: tuningProfile is of %s and is not used; measure again with vkmqa-bench "
-                      "--tune", tuned.foreign);
+                      "%s: tuningProfile is of %s and is not used; measure again with vkmqa-bench --tune", call,
+                      tuned.foreign);
     struct VkmqaChoice choice;
     VkResult error = vkmqa_select(&context->caps, &shape, &tuned, &choice, &problem);
     if (error != VK_SUCCESS)
-        return vkmqa_fail(context, error, "vkmqaCreateAttention: %s", problem.text);
+        return vkmqa_fail(context, error, "%s: %s", call, problem.text);
 
     struct VkmqaAttention_T* attention = vkmqa_allocate(vkmqa_allocator(context), sizeof *attention);
     if (!attention)
         return vkmqa_fail(context, VK_ERROR_OUT_OF_HOST_MEMORY,
-                          "vkmqaCreateAttention: no memory for the object");
+                          "%s: no memory for the object", call);
     attention->context = context;
     attention->shape = shape;
     attention->choice = choice;

@@ -229,12 +229,12 @@ uint64_t vkmqa_use_parameters(struct VkmqaCall* call, const VkmqaBuffer* paramet
                             vkmqa_parameter_bytes(&call->attention->shape), VKMQA_BIND_PARAMS);
 }
 
-VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffer) {
+VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffer, const char* name) {
     if (!vkmqa_is_attention(attention))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     if (!commandBuffer)
         return vkmqa_fail(attention->context, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "commandBuffer is null; give one in the recording state");
+                          "%s: commandBuffer is null; give one in the recording state", name);
     return VK_SUCCESS;
 }
 
@@ -253,7 +253,7 @@ void vkmqa_take_sets(struct VkmqaCall* call, VkmqaRecorder recorder, uint32_t co
                      VkDescriptorSet* sets) {
     const struct VkmqaContext_T* context = call->attention->context;
     if (call->result == VK_SUCCESS)
-        call->result = vkmqa_check_recorder(context, recorder, call->attention->choice.bind ? count : 0);
+        call->result = vkmqa_check_recorder(context, call->name, recorder, call->attention->choice.bind ? count : 0);
     if (call->result == VK_SUCCESS && call->attention->choice.bind)
         call->result = vkmqa_make_sets(context, recorder, count, sets);
 }

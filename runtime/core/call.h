@@ -29,7 +29,7 @@ struct VkmqaCall {
 };
 
 // VK_SUCCESS when both handles can be used.
-VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffer);
+VkResult vkmqa_check_call(VkmqaAttention attention, VkCommandBuffer commandBuffer, const char* name);
 // The first of several messages counts.
 void vkmqa_reject(struct VkmqaCall* call, const char* format, ...)
     VKMQA_PRINTF(2, 3);

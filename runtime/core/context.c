@@ -191,6 +191,14 @@ VkResult vkmqaCreateContext(const VkmqaContextCreateInfo* given, VkmqaContext* r
     return VK_SUCCESS;
 }
 
+VkResult vkmqa_check_process(const struct VkmqaContext_T* context, const char* call) {
+    if (!vkmqa_is_inherited(context))
+        return VK_SUCCESS;
+    return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
+                      "%s: the object belongs to the process that forked this one, where its driver stayed; destroy it, "
+                      "and create another after fork()", call);
+}
+
 void vkmqaDestroyContext(VkmqaContext context) {
     if (!vkmqa_is_context(context))
         return;

@@ -72,6 +72,8 @@ VkResult vkmqa_fail(const struct VkmqaContext_T* context, VkResult result, const
 static inline bool vkmqa_is_context(VkmqaContext context) {
     return context && context->magic == VKMQA_MAGIC_CONTEXT;
 }
+// An error, with a sentence, in a child after fork().
+VkResult vkmqa_check_process(const struct VkmqaContext_T* context, const char* call);
 static inline bool vkmqa_is_attention(VkmqaAttention attention) {
     return attention && attention->magic == VKMQA_MAGIC_ATTENTION;
 }

@@ -60,7 +60,7 @@ static uint64_t count_groups(const struct VkmqaAttention_T* attention, const Vkm
 
 VkResult vkmqaCmdAppendKv(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                           const VkmqaAppendInfo* given) {
-    VkResult result = vkmqa_check_call(attention, commandBuffer);
+    VkResult result = vkmqa_check_call(attention, commandBuffer, "vkmqaCmdAppendKv");
     if (result != VK_SUCCESS)
         return result;
     const struct VkmqaShape* shape = &attention->shape;

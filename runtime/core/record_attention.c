@@ -146,7 +146,7 @@ VkResult vkmqa_record_attention(const struct VkmqaAttention_T* attention, VkComm
 
 VkResult vkmqa_read_attention(VkmqaAttention attention, VkCommandBuffer commandBuffer, const char* name,
                               const VkmqaAttentionInfo* given, struct VkmqaAttentionCall* read) {
-    VkResult result = vkmqa_check_call(attention, commandBuffer);
+    VkResult result = vkmqa_check_call(attention, commandBuffer, name);
     if (result != VK_SUCCESS)
         return result;
     struct VkmqaCall call = {.attention = attention, .name = name};
@@ -194,7 +194,7 @@ VkResult vkmqaCmdAttention(VkmqaAttention attention, VkCommandBuffer commandBuff
 
 VkResult vkmqaCmdMergeStates(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                              const VkmqaMergeInfo* given) {
-    VkResult result = vkmqa_check_call(attention, commandBuffer);
+    VkResult result = vkmqa_check_call(attention, commandBuffer, "vkmqaCmdMergeStates");
     if (result != VK_SUCCESS)
         return result;
     const struct VkmqaShape* shape = &attention->shape;

@@ -15,7 +15,7 @@ static uint32_t read_accepted(struct VkmqaCall* call, const char* field, uint32_
 
 VkResult vkmqaCmdCompactKv(VkmqaAttention attention, VkCommandBuffer commandBuffer,
                            const VkmqaCompactInfo* given) {
-    VkResult result = vkmqa_check_call(attention, commandBuffer);
+    VkResult result = vkmqa_check_call(attention, commandBuffer, "vkmqaCmdCompactKv");
     if (result != VK_SUCCESS)
         return result;
     const struct VkmqaShape* shape = &attention->shape;

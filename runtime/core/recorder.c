@@ -4,26 +4,25 @@
 
 VkResult vkmqaCreateRecorder(VkmqaContext context, const VkmqaRecorderCreateInfo* given,
                              VkmqaRecorder* result) {
+    static const char call[] = "vkmqaCreateRecorder";
     if (result)
         *result = NULL;
-    if (!vkmqa_is_context(context))
+    if (!vkmqa_is_context(context) || vkmqa_check_process(context, call) != VK_SUCCESS)
         return VK_ERROR_VALIDATION_FAILED_EXT;
     VkmqaRecorderCreateInfo info;
     struct VkmqaProblem problem;
     if (!vkmqa_read_struct(given, &info, sizeof info, sizeof info, "info", &problem))
-        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "vkmqaCreateRecorder: %s",
-                          problem.text);
+        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text);
     if (!result)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "vkmqaCreateRecorder: recorder is null; give a place for the handle");
+                          "%s: recorder is null; give a place for the handle", call);
     if (info.maxCalls == 0 || info.maxCalls > 1u << 20)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "vkmqaCreateRecorder: info.maxCalls is %u; use 1 to %u", info.maxCalls,
-                          1u << 20);
+                          "%s: info.maxCalls is %u; use 1 to %u", call, info.maxCalls, 1u << 20);
     struct VkmqaRecorder_T* recorder = vkmqa_allocate(vkmqa_allocator(context), sizeof *recorder);
     if (!recorder)
         return vkmqa_fail(context, VK_ERROR_OUT_OF_HOST_MEMORY,
-                          "vkmqaCreateRecorder: no memory for the object");
+                          "%s: no memory for the object", call);
     recorder->context = context;
     recorder->setCount = info.maxCalls * 2; // attention and merge
     // Nothing to pool where descriptors are pushed or never used.
@@ -41,8 +40,7 @@ VkResult vkmqaCreateRecorder(VkmqaContext context, const VkmqaRecorderCreateInfo
         if (error != VK_SUCCESS) {
             vkmqa_free(vkmqa_allocator(context), recorder);
             return vkmqa_fail(context, error,
-                              "vkmqaCreateRecorder: Vulkan could not create the descriptor pool (%d)",
-                              error);
+                              "%s: Vulkan could not create the descriptor pool (%d)", call, error);
         }
     }
     recorder->magic = VKMQA_MAGIC_RECORDER;
@@ -53,10 +51,12 @@ VkResult vkmqaCreateRecorder(VkmqaContext context, const VkmqaRecorderCreateInfo
 VkResult vkmqaResetRecorder(VkmqaRecorder recorder) {
     if (!recorder || recorder->magic != VKMQA_MAGIC_RECORDER)
         return VK_ERROR_VALIDATION_FAILED_EXT;
+    struct VkmqaContext_T* context = recorder->context;
+    if (vkmqa_check_process(context, "vkmqaResetRecorder") != VK_SUCCESS)
+        return VK_ERROR_VALIDATION_FAILED_EXT;
     recorder->setsUsed = 0;
     if (!recorder->pool)
         return VK_SUCCESS;
-    struct VkmqaContext_T* context = recorder->context;
     return context->vk.ResetDescriptorPool(context->device, recorder->pool, 0);
 }
 
@@ -70,19 +70,19 @@ void vkmqaDestroyRecorder(VkmqaRecorder recorder) {
     vkmqa_free(vkmqa_allocator(context), recorder);
 }
 
-VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
+VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, const char* call, VkmqaRecorder recorder,
                               uint32_t sets) {
     const bool needed = sets > 0 && !context->caps.pushDescriptor;
     if (recorder ? recorder->magic != VKMQA_MAGIC_RECORDER : needed)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "info.recorder is %s; kernels with descriptors, where none can be pushed, need a "
-                          "VkmqaRecorder", recorder ? "not a VkmqaRecorder" : "null");
+                          "%s: info.recorder is %s; kernels with descriptors, where none can be pushed, need a "
+                          "VkmqaRecorder", call, recorder ? "not a VkmqaRecorder" : "null");
     if (recorder && recorder->context != context)
         return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "info.recorder belongs to another context; use one of this context");
+                          "%s: info.recorder belongs to another context; use one of this context", call);
     if (needed && recorder->setCount - recorder->setsUsed < sets)
         return vkmqa_fail(context, VK_ERROR_OUT_OF_POOL_MEMORY,
-                          "info.recorder is full after maxCalls %u; reset it, or create it with more",
+                          "%s: info.recorder is full after maxCalls %u; reset it, or create it with more", call,
                           recorder->setCount / 2);
     return VK_SUCCESS;
 }

@@ -6,7 +6,7 @@
 #include "context.h"
 
 // Whether `sets` more can be had, and the handle is one if it is given; the message says why not.
-VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, VkmqaRecorder recorder,
+VkResult vkmqa_check_recorder(const struct VkmqaContext_T* context, const char* call, VkmqaRecorder recorder,
                               uint32_t sets);
 // count: 1 or 2. Leaves sets untouched where descriptors are pushed.
 VkResult vkmqa_make_sets(const struct VkmqaContext_T* context, VkmqaRecorder recorder,

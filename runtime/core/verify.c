@@ -232,9 +232,12 @@ static VkResult run_all(struct Runner* runner, uint64_t* failed) {
 
 VkResult vkmqaVerifyAttention(VkmqaAttention attention, const VkmqaVerifyInfo* given,
                               uint64_t* failedKernels) {
+    static const char call[] = "vkmqaVerifyAttention";
     if (!vkmqa_is_attention(attention))
         return VK_ERROR_VALIDATION_FAILED_EXT;
     struct VkmqaContext_T* context = attention->context;
+    if (vkmqa_check_process(context, call) != VK_SUCCESS)
+        return VK_ERROR_VALIDATION_FAILED_EXT;
     VkmqaVerifyInfo info;
     struct VkmqaProblem problem = {""};
     struct VkmqaTrial trial;
@@ -258,8 +261,7 @@ VkResult vkmqaVerifyAttention(VkmqaAttention attention, const VkmqaVerifyInfo* g
                           (unsigned long long)trial.size);
     }
     if (problem.text[0])
-        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "vkmqaVerifyAttention: %s",
-                          problem.text);
+        return vkmqa_fail(context, VK_ERROR_VALIDATION_FAILED_EXT, "%s: %s", call, problem.text);
     *failedKernels = 0;
     struct Runner runner = {.trial = &trial, .info = &info};
     VkResult result = create_runner(&runner);
@@ -273,7 +275,6 @@ VkResult vkmqaVerifyAttention(VkmqaAttention attention, const VkmqaVerifyInfo* g
         destroy_runner(&runner);
     }
     if (result != VK_SUCCESS)
-        vkmqa_fail(context, result, "vkmqaVerifyAttention: the test could not run to its end (%d)",
-                   result);
+        vkmqa_fail(context, result, "%s: the test could not run to its end (%d)", call, result);
     return result;
 }

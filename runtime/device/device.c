@@ -215,11 +215,11 @@ void vkmqaCloseDevice(VkmqaDevice device) {
     static const char call[] = "vkmqaCloseDevice";
     if (!vkmqa_is_device(device))
         return;
-    if (device->memoryCount || device->commandsCount) {
+    if (device->cacheCount || device->memoryCount || device->commandsCount) {
         vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
-                          "%s: %u memories and %u commands of the device still exist; it stays "
-                          "open: destroy them, then close it",
-                          call, device->memoryCount, device->commandsCount);
+                          "%s: of the device still exist %u caches, and with theirs %u memories and %u commands; it "
+                          "stays open: destroy them, then close it",
+                          call, device->cacheCount, device->memoryCount, device->commandsCount);
         return;
     }
     if (device->processId != vkmqa_process_id()) {

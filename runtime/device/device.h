@@ -122,7 +122,7 @@ struct VkmqaDevice_T {
     uint64_t waitLimitNs; // of every wait whose limit the caller did not choose
     bool deviceAddresses;
     bool skipVerification;
-    uint32_t memoryCount, commandsCount;
+    uint32_t cacheCount, memoryCount, commandsCount; // that still exist
     struct VkmqaTransfer* transfer; // made at the first upload or download
     struct VkmqaCopies* copies;     // all that were ever made
     // What could not be destroyed under pending work: closing does it once all has ended.

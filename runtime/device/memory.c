@@ -88,8 +88,8 @@ static VkResult allocate(VkmqaMemory memory, const char* call) {
     }
     return vkmqa_device_fail(
         &device->messenger, result,
-        tried ? "%s: no memory left for %llu bytes (vkAllocateMemory returned %s); use fewer pages"
-              : "%s: size %llu fits in no memory heap of the device (%s); use fewer pages",
+        tried ? "%s: no memory left for %llu bytes (vkAllocateMemory returned %s); ask for less, such as fewer pages"
+              : "%s: size %llu fits in no memory heap of the device (%s); ask for less, such as fewer pages",
         call, (unsigned long long)memory->size, vkmqa_result_name(result));
 }
 
@@ -146,7 +146,7 @@ VkResult vkmqa_make_memory(VkmqaDevice device, const char* call, VkmqaMemoryKind
     if (size > largest)
         return vkmqa_device_fail(&device->messenger, VK_ERROR_OUT_OF_DEVICE_MEMORY,
                                  "%s: size %llu is more than the largest memory heap of the "
-                                 "device, %llu bytes; use fewer pages",
+                                 "device, %llu bytes; ask for less, such as fewer pages",
                                  call, (unsigned long long)size, (unsigned long long)largest);
     VkmqaMemory made = vkmqa_allocate(vkmqa_device_allocator(device), sizeof(*made));
     if (!made)

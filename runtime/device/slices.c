@@ -10,6 +10,9 @@ VkResult vkmqaRunAttention(VkmqaCommands commands, VkmqaAttention attention, con
     if (!correction)
         return vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
                                  "%s: correction is null; give one", call);
+    if (!(seconds >= 0))
+        return vkmqa_device_fail(&device->messenger, VK_ERROR_VALIDATION_FAILED_EXT,
+                                 "%s: seconds is %g; give what a slice may take, or 0 for 0.002", call, seconds);
     VkmqaAttentionInfo info;
     VkResult result =
         vkmqa_read_info(&device->messenger, call, "VkmqaAttentionInfo", given, &info, sizeof info, sizeof info);
