@@ -78,6 +78,13 @@ vkmqa_guarded(hostile lavapipe26 guard ENVIRONMENT VKMQA_TEST_TIERS=subgroup,cpu
 vkmqa_driver_test(failures SOURCES failures/test_failures.c failures/attempt.c failures/scenario_own.c failures/scenario_engine.c
     failures/scenario_cache.c failures/system.c LEGS lavapipe26 LABELS fault
     ENVIRONMENT ${layerEnvironment} VKMQA_LAYER=fail)
+# On a card two queues wait for each other: all that is another there.
+set(driver_card-lavapipe26 lavapipe26)
+set(environment_card-lavapipe26 ${environment_lavapipe26})
+vkmqa_add_leg(failures card-lavapipe26 COMMAND $<TARGET_FILE:test_failures> TIMEOUT 600 LABELS lavapipe26 fault ENVIRONMENT
+    ${layerEnvironment}:VK_LAYER_VKMQA_below VKMQA_LAYER=fail VKMQA_LAYER_BELOW=clamp:card VKMQA_TEST_FILTER=ofACache
+    VKMQA_TEST_ENTRIES=:vkCreateSemaphore:vkQueueSubmit:vkQueueWaitIdle:vkWaitForFences:vkAllocateMemory:)
+add_dependencies(test_failures vkmqa_below_layer)
 target_compile_definitions(test_failures PRIVATE VKMQA_TEST_LAYER="$<TARGET_FILE:vkmqa_test_layer>")
 foreach(function calloc free open close read write lseek fstat fchmod fsync rename dlopen pthread_create)
     target_link_options(test_failures PRIVATE -Wl,--wrap=${function})

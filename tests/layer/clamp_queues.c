@@ -55,23 +55,23 @@ static uint32_t objectCount;
 // Handles come back, for other objects.
 static void remember(const void* handle, uint32_t family) {
     pthread_mutex_lock(&mutex);
-    uint32_t i = 0;
-    while (i < objectCount && objects[i].handle != handle)
-        i++;
-    if (i == MAX_OBJECTS)
+    uint32_t i = objectCount; // behind the one that is found
+    while (i > 0 && objects[i - 1].handle != handle)
+        i--;
+    if (i == 0)
+        i = ++objectCount;
+    if (i > MAX_OBJECTS)
         clampBroken("more than %d objects", MAX_OBJECTS);
-    objects[i] = (Object){handle, family};
-    if (i == objectCount)
-        objectCount++;
+    objects[i - 1] = (Object){handle, family};
     pthread_mutex_unlock(&mutex);
 }
 
 static uint32_t familyOf(const void* handle) {
     uint32_t family = FAMILIES;
     pthread_mutex_lock(&mutex);
-    for (uint32_t i = 0; i < objectCount; i++)
-        if (objects[i].handle == handle)
-            family = objects[i].family;
+    for (uint32_t i = objectCount; i > 0 && family == FAMILIES; i--)
+        if (objects[i - 1].handle == handle)
+            family = objects[i - 1].family;
     pthread_mutex_unlock(&mutex);
     return family;
 }
@@ -83,7 +83,7 @@ typedef struct CopyQueue {
     void* loader; // the loader's: what a call goes through
     VkQueue real;
 } CopyQueue;
-enum { MAX_QUEUES = 64 };
+enum { MAX_QUEUES = 4096 };
 static CopyQueue copyQueues[MAX_QUEUES];
 static uint32_t copyQueueCount;
 

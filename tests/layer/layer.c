@@ -9,6 +9,10 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+#ifndef LAYER_VARIABLE
+#define LAYER_VARIABLE "VKMQA_LAYER"
+#endif
+
 static const LayerModule* const modules[] = {&layerClamp, &layerFail, &layerGuard, &layerLose};
 
 static const LayerModule* active; // null: pass
@@ -44,7 +48,7 @@ PFN_vkVoidFunction layerNext(const char* name) { return nextDeviceProcAddr(newes
 
 // A test whose way is misspelt would prove nothing.
 static void start(void) {
-    const char* way = getenv("VKMQA_LAYER");
+    const char* way = getenv(LAYER_VARIABLE);
     size_t length = way ? strcspn(way, ":") : 0;
     active = NULL;
     if (!way || strcmp(way, "pass") == 0)
@@ -53,7 +57,7 @@ static void start(void) {
         if (strlen(modules[i]->name) == length && strncmp(way, modules[i]->name, length) == 0)
             active = modules[i];
     if (!active || !active->start(way[length] ? way + length + 1 : "")) {
-        fprintf(stderr, "VKMQA_LAYER: no way '%s'\n", way);
+        fprintf(stderr, LAYER_VARIABLE ": no way '%s'\n", way);
         abort();
     }
 }

@@ -5,6 +5,7 @@
 //   fail[:WHAT]     calls fail (fail.h)
 //   clamp:PROFILE   the device is a small one (clamp.c)
 //   guard[:front]   memory lies against memory that nobody may touch (guard.c)
+// Built once more as VK_LAYER_VKMQA_below it reads VKMQA_LAYER_BELOW: two ways at once, one above the other.
 // Each way is a module: a start, which reads what follows the colon, and a table of entry points that it takes over.
 // Instances and devices may be many, but of one driver.
 #ifndef LAYER_H
