@@ -405,7 +405,7 @@ int main(void) {
         cmocka_unit_test(scaleIsUsed),        cmocka_unit_test(lseIsOptional),
         cmocka_unit_test(everyKernelIsRight), cmocka_unit_test(everyKernelReadsBlocks),
     };
-    struct CMUnitTest perShape[COUNT(shapes)];
+    struct CMUnitTest tests[COUNT(shapes) + COUNT(properties)];
     char names[COUNT(shapes)][160];
     size_t count = 0;
     harnessOpen();
@@ -420,10 +420,10 @@ int main(void) {
                  oracleTypeName(model->io), oracleTypeName(model->k), oracleTypeName(model->v),
                  model->pageSize, model->causal ? "causal" : "full", model->splitSize, model->flags,
                  i);
-        perShape[count++] = (struct CMUnitTest){names[i], shapeIsRight, NULL, NULL, (void*)&shapes[i]};
+        tests[count++] = (struct CMUnitTest){names[i], shapeIsRight, NULL, NULL, (void*)&shapes[i]};
     }
-    int failed = _cmocka_run_group_tests("shapes", perShape, count, NULL, NULL);
-    failed += cmocka_run_group_tests_name("properties", properties, NULL, NULL);
+    memcpy(tests + count, properties, sizeof(properties));
+    int failed = _cmocka_run_group_tests("attention", tests, count + COUNT(properties), NULL, NULL);
     harnessClose();
     return failed != 0;
 }
