@@ -29,9 +29,9 @@ static const Batch batch = {4, {{1, 150}, {5, 90}, {1, 40}, {3, 3}}, .append = f
 
 typedef struct Attack {
     const char* name;
-    // The value of the last two counts from totalQ, from numPages.
-    enum { SEQUENCE_LENGTH, QUERY_START, PAGE, QUERY_START_PAST, PAGE_PAST } where;
-    uint32_t index; // of the sequence, of cuSeqlensQ, of the page table's entry
+    // The value of those that end in PAST counts from totalQ, from numPages.
+    enum { SEQUENCE_LENGTH, QUERY_START, PAGE, DRAFT, DRAFT_START, QUERY_START_PAST, PAGE_PAST } where;
+    uint32_t index; // of the sequence, of cuSeqlensQ, of the page table's entry, of accepted, of cuAccepted
     int32_t value;
     uint32_t status; // bits that must be set
     uint32_t harmed; // bit b: sequence b's output is not determined, or it is left as it is
@@ -42,6 +42,7 @@ enum {
     BAD_LENGTH = VKMQA_STATUS_LENGTH_OUT_OF_RANGE_BIT,
     BAD_QUERY = VKMQA_STATUS_QUERY_RANGE_BIT,
     BAD_SLOT = VKMQA_STATUS_SLOT_OUT_OF_RANGE_BIT,
+    BAD_DRAFT = VKMQA_STATUS_ACCEPTED_BIT,
 };
 
 #endif

@@ -66,9 +66,11 @@ static void recordCompact(Run* run) {
 static void spoil(const Run* run, const Problem* problem, const Attack* attack, int32_t* words) {
     const VkmqaStepLayout* layout = &run->step.layout;
     bool page = attack->where == PAGE || attack->where == PAGE_PAST;
-    uint32_t offset = page                      ? layout->pageTable
+    uint32_t offset = page                               ? layout->pageTable
                       : attack->where == SEQUENCE_LENGTH ? layout->seqLensKv
-                                                : layout->cuSeqlensQ;
+                      : attack->where == DRAFT           ? layout->accepted
+                      : attack->where == DRAFT_START     ? layout->cuAccepted
+                                                         : layout->cuSeqlensQ;
     uint32_t base = attack->where == PAGE_PAST          ? problem->numPages
                     : attack->where == QUERY_START_PAST ? problem->totalQ
                                                         : 0;
@@ -94,6 +96,16 @@ static void badSequencesAreNotCompacted(void** state) {
         {"page numPages", PAGE_PAST, 3, 0, BAD_PAGE, 1},
         {"page INT_MAX", PAGE, 3, INT_MAX, BAD_PAGE, 1},
         {"page INT_MIN", PAGE, 3, INT_MIN, BAD_PAGE, 1},
+        {"a draft that was not asked", DRAFT, 2, 12, BAD_DRAFT, 1},
+        {"a draft twice", DRAFT, 4, 2, BAD_DRAFT, 2},
+        {"drafts go backwards", DRAFT, 1, 0, BAD_DRAFT, 1},
+        {"draft -1", DRAFT, 5, -1, BAD_DRAFT, 4},
+        {"draft INT_MAX", DRAFT, 6, INT_MAX, BAD_DRAFT, 4},
+        {"draft INT_MIN", DRAFT, 3, INT_MIN, BAD_DRAFT, 2},
+        {"a list begins at -1", DRAFT_START, 0, -1, BAD_DRAFT, 1},
+        {"a list ends past totalQ", DRAFT_START, 3, 27, BAD_DRAFT, 4},
+        {"a list goes backwards, into another's", DRAFT_START, 2, 2, BAD_DRAFT, 6},
+        {"a list ends at INT_MIN", DRAFT_START, 3, INT_MIN, BAD_DRAFT, 4},
     };
     Model model = paged;
     model.flags = VKMQA_ATTENTION_TREE_MASK_BIT;

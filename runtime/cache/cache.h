@@ -35,7 +35,9 @@ struct VkmqaPage {
     uint64_t serial, parent, salt;
     uint64_t step; // the last one that writes to it, counted from 1; 0: none
     uint32_t nextInBucket;
-    uint32_t stamp, writers; // of the current call: sequences that will write to it
+    // note is of the call that set stamp, and of no other: how many sequences will write to it (sequence.c), which way a
+    // batch uses it (record.c), its number in a snapshot (snapshot_save.c), how much of it is filled (snapshot_table.c).
+    uint32_t stamp, note;
 };
 
 struct VkmqaPageList {

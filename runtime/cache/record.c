@@ -61,19 +61,19 @@ static void record_batch(VkmqaCache cache, VkCommandBuffer commandBuffer,
     }
 }
 
-enum { READ = 1, WRITTEN = 2 }; // VkmqaPage::writers, of a batch
+enum { READ = 1, WRITTEN = 2 }; // VkmqaPage::note, of a batch
 
 // Whether the page has been used in this batch already in one of these ways.
 static bool is_used(VkmqaCache cache, uint32_t page, uint32_t ways) {
     return page != VKMQA_NO_PAGE && cache->pages[page].stamp == cache->stamp &&
-           (cache->pages[page].writers & ways);
+           (cache->pages[page].note & ways);
 }
 
 static void use(VkmqaCache cache, uint32_t page, uint32_t way) {
     if (page == VKMQA_NO_PAGE)
         return;
     struct VkmqaPage* state = &cache->pages[page];
-    state->writers = (state->stamp == cache->stamp ? state->writers : 0) | way;
+    state->note = (state->stamp == cache->stamp ? state->note : 0) | way;
     state->stamp = cache->stamp;
 }
 

@@ -209,9 +209,9 @@ static VkResult count_needed(VkmqaCache cache, const char* call, uint32_t count,
             continue;
         struct VkmqaPage* page = &cache->pages[tail];
         if (page->stamp != cache->stamp)
-            page->writers = 0;
+            page->note = 0;
         page->stamp = cache->stamp;
-        *needed += ++page->writers < page->refs; // the last of all holders keeps it
+        *needed += ++page->note < page->refs; // the last of all holders keeps it
     }
     return VK_SUCCESS;
 }

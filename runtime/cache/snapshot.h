@@ -175,7 +175,7 @@ struct VkmqaSnapshotTable {
     uint32_t* order;
     uint32_t* common;
     // Pages of the cache that get rows of page p of the snapshot: from ends[p - 1] up to ends[p]. With merge
-    // VkmqaPage::writers is how many pages of the snapshot each of them gets.
+    // VkmqaPage::note is how many pages of the snapshot each of them gets.
     uint32_t* ends;
     uint32_t* targets;
     uint32_t targetCount;

@@ -207,7 +207,7 @@ static VkResult send_half(struct VkmqaSnapshot* snapshot, const struct VkmqaSnap
         for (uint32_t t = first; t < end && error == VK_SUCCESS; ++t) {
             uint64_t target = table->targets[t] * ours + to;
             error = vkmqa_stage(snapshot, half, done, section, target, part);
-            uint32_t filled = clear ? cache->pages[table->targets[t]].writers : table->merge;
+            uint32_t filled = clear ? cache->pages[table->targets[t]].note : table->merge;
             for (uint32_t rest = filled; slot + 1 == filled && rest < table->merge && error == VK_SUCCESS; ++rest)
                 error = vkmqa_stage(snapshot, half, snapshot->halfBytes, section, target + (rest - slot) * run, part);
         }

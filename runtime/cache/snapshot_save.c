@@ -53,7 +53,7 @@ static void collect_pages(struct Save* save) {
     VkmqaCache cache = save->snapshot->cache;
     uint32_t* list = save->lists;
     uint32_t count = 0;
-    cache->stamp++; // of pages: VkmqaPage::writers is the page's number
+    cache->stamp++; // of pages: VkmqaPage::note is the page's number
     for (uint32_t i = 0; i < save->count; ++i) {
         const struct VkmqaSequenceRecord* record = record_of(save, i);
         uint32_t entries = vkmqa_pages_of(cache, record->length);
@@ -63,13 +63,13 @@ static void collect_pages(struct Save* save) {
             uint32_t fill = rest < cache->pageTokens ? rest : cache->pageTokens;
             struct VkmqaPage* page = entry & VKMQA_HOST_PAGE ? NULL : &cache->pages[entry];
             // Shifted by whole pages, sequences share pages at different places: there each gets its own.
-            if (page && page->stamp == cache->stamp && save->pages[page->writers].place == e) {
-                number = page->writers;
+            if (page && page->stamp == cache->stamp && save->pages[page->note].place == e) {
+                number = page->note;
             } else {
                 save->pages[count++] = (struct SavedPage){.entry = entry, .place = e};
                 if (page) {
                     page->stamp = cache->stamp;
-                    page->writers = number;
+                    page->note = number;
                 }
             }
             if (save->pages[number].fill < fill)

@@ -266,7 +266,7 @@ static void take_groups(struct VkmqaSnapshot* snapshot, struct VkmqaSnapshotTabl
             } else {
                 target = vkmqa_take_page(cache, true);
                 struct VkmqaPage* page = &cache->pages[target];
-                page->writers = end - group * table->merge;
+                page->note = end - group * table->merge;
                 for (uint32_t e = group * table->merge; e < end; ++e) {
                     table->targets[table->ends[record->pages[e]]++] = target;
                     if (page->idCount == (e - group * table->merge) * snapshot->header.pageTokens)
