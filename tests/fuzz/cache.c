@@ -62,8 +62,8 @@ static void checkPages(VkmqaCache cache) {
             state.freePages, state.usedPages, state.pagesInTransfer);
 }
 
-// What the kernels will be told: pages and slots of the sequences' own.
-static void checkStep(VkmqaCache cache, const VkmqaCacheStep* step) {
+// What the kernels will be told: row b names the pages of sequence b alone, slots lie in pages that nobody shares.
+static void checkStep(VkmqaCache cache, const VkmqaCacheStep* step, uint32_t count, const VkmqaSequenceTokens* tokens) {
     const VkmqaStepLayout* layout = &step->step.layout;
     const VkmqaStepLimits* limits = &step->step.limits;
     const int32_t* words = step->mapped;
@@ -72,9 +72,12 @@ static void checkStep(VkmqaCache cache, const VkmqaCacheStep* step) {
     for (uint32_t b = 0; b < limits->batch; b++) {
         REQUIRE(cu[b + 1] >= cu[b] && (uint32_t)cu[b + 1] <= limits->totalQ, "cuSeqlensQ[%u] is %d", b + 1, cu[b + 1]);
         REQUIRE(lengths[b] >= 0 && (uint32_t)lengths[b] <= limits->maxSeqLenKv, "seqLensKv[%u] is %d", b, lengths[b]);
+        const struct VkmqaSequenceRecord* record = b < count ? vkmqa_find_sequence(cache, "", tokens[b].sequence) : NULL;
+        REQUIRE((uint32_t)lengths[b] == (record ? record->length : 0), "seqLensKv[%u] is %d", b, lengths[b]);
         for (uint32_t p = 0; p < vkmqa_pages_of(cache, (uint32_t)lengths[b]); p++) {
             int32_t page = words[layout->pageTable / 4 + b * layout->maxPages + p];
-            REQUIRE(page >= 0 && page < PAGES && cache->pages[page].refs, "entry %u of %u is page %d", p, b, page);
+            REQUIRE(page >= 0 && page < PAGES && (uint32_t)page == record->pages[p], "entry %u of %u is page %d", p, b,
+                    page);
         }
     }
     for (uint32_t i = 0; i < limits->newTokens; i++) {
@@ -108,7 +111,7 @@ static VkResult build(Input* input, Calls* calls, bool reserve) {
     VkmqaCacheStep step = {.structSize = sizeof(step)};
     VkResult result = vkmqaBuildStep(calls->cache, &info, &step);
     if (result == VK_SUCCESS) {
-        checkStep(calls->cache, &step);
+        checkStep(calls->cache, &step, count, tokens);
         calls->step = step;
     }
     return result;
