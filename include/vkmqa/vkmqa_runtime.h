@@ -108,9 +108,9 @@ typedef struct VkmqaDeviceImportInfo {
 VKMQA_API VkResult vkmqaImportDevice(const VkmqaDeviceImportInfo* info, VkmqaDevice* device);
 
 // Waits for the device (60 s at most, 600 s on a CPU), destroys it and everything it owns, which an imported VkDevice
-// is not: of that it waits for the queues given. Null is ignored. Attention objects must have been destroyed. While
-// memories or commands made from it exist, or work does not end in that time, it sends an error message and leaves the
-// device open; close it again.
+// is not: of that it waits for the queues given. Null is ignored. Attention objects must have been destroyed (not
+// checked). While caches, memories or commands made from it exist, or work does not end in that time, it sends an error
+// message and leaves the device open; close it again.
 VKMQA_API void vkmqaCloseDevice(VkmqaDevice device);
 
 // As listed, but for deviceAddresses: whether they are enabled.
